@@ -1,0 +1,12 @@
+"""A Detectron2 plugin for cell instance segmentation from a handful of annotated images.
+
+Importing it registers its backbones, meta-architectures, trainers and data sets; `add_cupre_config(cfg)` adds its keys.
+"""
+
+from cupre_d2 import data, engine, modeling
+from cupre_d2.data.synthetic import register_synthetic
+from cupre_d2.config import add_cupre_config
+
+register_synthetic()
+
+__all__ = ["add_cupre_config", "data", "engine", "modeling"]

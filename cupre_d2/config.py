@@ -1,0 +1,115 @@
+"""Every config key this plugin adds to Detectron2's, with its meaning and unit."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_cupre_config(cfg: CN) -> None:
+    """Adds this plugin's keys and their defaults to a Detectron2 config, in place."""
+    # Which registered trainer runs this stage: DetectionTrainer, MoCoTrainer, AlternatingTrainer.
+    cfg.TRAINER = "DetectionTrainer"
+
+    # A pipeline is a config that names stages: YAML files, relative to the file that names them.
+    cfg.PIPELINE = CN()
+    cfg.PIPELINE.STAGES = []
+    # Settings for one stage each: ["amt2.SOLVER.BASE_LR", 0.01, ...]. Other keys of a pipeline's YAML reach all stages.
+    cfg.PIPELINE.OVERRIDES = []
+
+    # The unlabeled images MoCo and AMT² learn from: dataset names; annotations, where there are any, are not read.
+    cfg.DATASETS.UNLABELED = ()
+
+    _add_resnest(cfg)
+    _add_moco(cfg)
+    _add_amt2(cfg)
+    _add_solver(cfg)
+    _add_evaluation(cfg)
+
+
+def _add_resnest(cfg: CN) -> None:
+    resnets = cfg.MODEL.RESNETS
+    # Splits of the split attention; 1 gives squeeze-and-excitation.
+    resnets.RADIX = 2
+    # Three 3x3 convolutions in place of one 7x7.
+    resnets.DEEP_STEM = True
+    # Average pooling in place of the strided 3x3 convolution of a downsampling block.
+    resnets.AVD = True
+    # Average pooling before the 1x1 convolution of a downsampling shortcut.
+    resnets.AVG_DOWN = True
+    # Channels of a bottleneck group for each 64 channels of width.
+    resnets.BOTTLENECK_WIDTH = 64
+    # Multiplies every channel count of the backbone; 0.5 with DEPTH 14 trains on a CPU.
+    resnets.WIDTH_MULTIPLIER = 1.0
+    # Groups of the backbone's GroupNorm (NORM "GN"); Detectron2 fixes 32, too many for slim layers.
+    resnets.GN_GROUPS = 32
+
+    # A checkpoint (or "stage:NAME") whose backbone replaces the one of MODEL.WEIGHTS; "" for none.
+    cfg.MODEL.BACKBONE_WEIGHTS = ""
+
+
+def _add_moco(cfg: CN) -> None:
+    cfg.MODEL.MOCO = CN()
+    # Length of an embedding.
+    cfg.MODEL.MOCO.DIM = 128
+    # Keys in the queue. The publishers' 65536 exceeds most cell data sets, whose queue would then hold an image's own keys.
+    cfg.MODEL.MOCO.QUEUE_SIZE = 4096
+    # Momentum of the key encoder (an exponential moving average of the query encoder's parameters).
+    cfg.MODEL.MOCO.MOMENTUM = 0.999
+    # Temperature of InfoNCE.
+    cfg.MODEL.MOCO.TEMPERATURE = 0.2
+    # "mlp" (MoCo v2) or "linear" (v1).
+    cfg.MODEL.MOCO.PROJECTOR = "mlp"
+
+    # The two views of an image. Sizes in pixels, the other numbers as torchvision.transforms.v2 takes them.
+    cfg.INPUT.VIEWS = CN()
+    cfg.INPUT.VIEWS.SIZE = 224
+    # Share of the image's area that a view covers.
+    cfg.INPUT.VIEWS.SCALE = (0.2, 1.0)
+    # Brightness, contrast, saturation, hue.
+    cfg.INPUT.VIEWS.JITTER = (0.4, 0.4, 0.4, 0.1)
+    cfg.INPUT.VIEWS.JITTER_PROB = 0.8
+    cfg.INPUT.VIEWS.GRAY_PROB = 0.2
+    cfg.INPUT.VIEWS.BLUR_PROB = 0.5
+    # Standard deviation of the blur, pixels of the view.
+    cfg.INPUT.VIEWS.BLUR_SIGMA = (0.1, 2.0)
+
+
+def _add_amt2(cfg: CN) -> None:
+    cfg.AMT2 = CN()
+    # Rounds, and so shards of DATASETS.TRAIN.
+    cfg.AMT2.ROUNDS = 10
+    # Iterations of one MoCo phase and of one COCO phase; 0 is one pass over the unlabeled images, or over the shard.
+    cfg.AMT2.MOCO_ITERS = 0
+    cfg.AMT2.COCO_ITERS = 0
+    # The backbone in the COCO phase: "l2sp" (held near the weights MoCo left; needs SOLVER.L2SP.ENABLED), "free", "frozen".
+    cfg.AMT2.BACKBONE_POLICY = "l2sp"
+    # The SOLVER keys of the MoCo phase; SOLVER itself is the COCO phase's. One schedule each spans all rounds.
+    cfg.AMT2.MOCO_SOLVER = CN()
+    cfg.AMT2.MOCO_SOLVER.OPTIMIZER = "SGD"
+    cfg.AMT2.MOCO_SOLVER.IMS_PER_BATCH = 256
+    cfg.AMT2.MOCO_SOLVER.BASE_LR = 0.03
+    cfg.AMT2.MOCO_SOLVER.MOMENTUM = 0.9
+    cfg.AMT2.MOCO_SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.AMT2.MOCO_SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    cfg.AMT2.MOCO_SOLVER.WARMUP_ITERS = 0
+
+
+def _add_solver(cfg: CN) -> None:
+    # "SGD" (Detectron2's) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # L2-SP on the backbone in place of its weight decay; α and λ as in cupre_d2.solver.l2_sp.
+    cfg.SOLVER.L2SP = CN()
+    cfg.SOLVER.L2SP.ENABLED = False
+    # α in [0, 1]: the share that pulls to the anchor weights; the rest pulls to zero. The paper gives no value.
+    cfg.SOLVER.L2SP.ALPHA = 0.5
+    # Strength, in the unit of SOLVER.WEIGHT_DECAY: with ALPHA 0 this is plain weight decay of that value.
+    cfg.SOLVER.L2SP.WEIGHT = 1e-4
+
+
+def _add_evaluation(cfg: CN) -> None:
+    # COCO-style evaluation with the changes of LIVECell's authors.
+    cfg.TEST.CELL_COCO = CN()
+    # Most detections an image that count, for each AR; AP is read at the last.
+    cfg.TEST.CELL_COCO.MAX_DETS = (100, 500, 2000)
+    # Limits between small, medium and large, square pixels: 18² and 31².
+    cfg.TEST.CELL_COCO.AREA_LIMITS = (324, 961)
+    # Test images drawn with ground truth and predictions after an evaluation.
+    cfg.TEST.OVERLAYS = 4

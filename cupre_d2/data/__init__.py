@@ -1,0 +1,7 @@
+from cupre_d2.data.builtin import register_builtin_datasets
+from cupre_d2.data.catalog import check_images, register_cell_dataset, register_records
+from cupre_d2.data.few_shot import ensure_registered, get_records
+
+__all__ = ["check_images", "ensure_registered", "get_records", "register_cell_dataset", "register_records"]
+
+register_builtin_datasets()

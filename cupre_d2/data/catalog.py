@@ -1,0 +1,174 @@
+"""Registering data sets with Detectron2, whatever format they are in."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from cupre_d2.data.formats.coco_json import load_coco_json
+from cupre_d2.data.formats.image_folder import image_sizes, load_image_folder
+from cupre_d2.data.formats.label_images import load_label_images
+from cupre_d2.errors import DatasetError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CellDataset:
+    """What `register_cell_dataset` was told about one data set."""
+
+    name: str
+    images: Path
+    annotations: Path | None
+    labels: Path | None
+    classes: tuple[str, ...] | None
+
+    def load(self) -> list[Record]:
+        """Reads the records; see `register_cell_dataset`."""
+        if self.annotations:
+            records, categories = load_coco_json(self.annotations, self.images)
+            self._set_categories(categories)
+            return records
+        if self.labels:
+            return load_label_images(self.images, self.labels)
+        return load_image_folder(self.images)
+
+    def _set_categories(self, categories: dict[int, str]) -> None:
+        metadata = MetadataCatalog.get(self.name)
+        found = list(categories.values())
+        expected = metadata.get("thing_classes", found)
+        if expected != found:
+            raise DatasetError(
+                f"{self.annotations}: field categories: {found} in order of their ids; "
+                f"expected {expected}, the classes that {self.name!r} was registered with"
+            )
+        metadata.thing_classes = found
+        # Detectron2's own COCO evaluator translates category ids back to those of json_file with it.
+        metadata.thing_dataset_id_to_contiguous_id = {category: i for i, category in enumerate(categories)}
+
+
+_registered: dict[str, CellDataset | None] = {}
+
+
+def register_cell_dataset(
+    name: str,
+    images: str | os.PathLike[str],
+    annotations: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Registers a data set of your own with Detectron2. It is read when it is first used, not now.
+
+    Registering it again with the same arguments does nothing.
+
+    Args:
+        name: what configs call it; NAME_5pct and NAME_5pct_seed3 then name subsets of it (see few_shot).
+        images: a folder of images: png, jpg, tif or bmp.
+        annotations: a COCO instances JSON, whose file names are relative to `images`.
+        labels: a folder of label images (8, 16 or 32-bit PNG or TIFF, the stem of their image; 0 is background, every
+            other value one cell). Without `annotations` and `labels` the images are unlabeled.
+        classes: class names. Of a COCO JSON they must be those of the file in order of category id, and are read from
+            it if None. Otherwise there is one class, "cell" if None.
+
+    Raises:
+        DatasetError: the name stands for another data set already, both `annotations` and `labels` are given, or
+            `classes` does not name one class where there can be only one. When it is read: see the readers in formats.
+    """
+    if annotations is not None and labels is not None:
+        raise DatasetError(f"dataset {name!r}: both annotations and labels are given; expected at most one")
+    if annotations is None:
+        classes = ("cell",) if classes is None else classes
+        if len(classes) != 1:
+            raise DatasetError(
+                f"dataset {name!r}: classes {list(classes)}; expected one, as only a COCO JSON can tell classes apart"
+            )
+    dataset = CellDataset(
+        name,
+        _absolute(images),
+        None if annotations is None else _absolute(annotations),
+        None if labels is None else _absolute(labels),
+        None if classes is None else tuple(classes),
+    )
+    if name in DatasetCatalog and _registered.get(name) == dataset:
+        return
+    paths = {"image_root": str(dataset.images)}
+    if dataset.annotations:
+        paths["json_file"] = str(dataset.annotations)
+    register_records(name, dataset.load, dataset.classes, **paths)
+    _registered[name] = dataset
+
+
+def register_records(
+    name: str, load: Callable[[], list[Record]], classes: Sequence[str] | None = ("cell",), **metadata: Any
+) -> None:
+    """Registers a function that reads or makes records; for data sets in a format of their own.
+
+    Args:
+        name: as in `register_cell_dataset`.
+        load: returns Detectron2's standard records, the same ones each time; called when the set is first used.
+        classes: class names, in order of category id; None if `load` sets them.
+        metadata: more of what MetadataCatalog shall hold.
+
+    Raises:
+        DatasetError: the name is taken.
+    """
+    if name in DatasetCatalog:
+        raise DatasetError(f"dataset {name!r} is registered already, with other arguments; expected a new name")
+    DatasetCatalog.register(name, load)
+    if classes is not None:
+        metadata["thing_classes"] = list(classes)
+    MetadataCatalog.get(name).set(evaluator_type="cell_coco", **metadata)
+    _registered[name] = None
+
+
+def is_registered_here(name: str) -> bool:
+    """Whether the name was registered through this module, rather than by Detectron2 or its user."""
+    return name in _registered
+
+
+def check_images(records: Sequence[Record], name: str) -> None:
+    """Opens the header of each image, without decoding it; to be called before training starts.
+
+    Raises:
+        DatasetError: an image is missing, cannot be read, or has another size than its record says.
+    """
+    by_file = {record["file_name"]: record for record in records}
+    sizes = image_sizes([Path(file) for file in by_file])
+    try:
+        for record, (height, width) in zip(by_file.values(), sizes, strict=True):
+            if (record["height"], record["width"]) != (height, width):
+                raise DatasetError(
+                    f"image {record['image_id']}: {record['file_name']} is {width}x{height} pixels; "
+                    f"expected the record's width and height, {record['width']}x{record['height']}"
+                )
+    except DatasetError as error:
+        raise DatasetError(f"dataset {name!r}: {error}") from error
+
+
+def datasets_root() -> Path:
+    """The folder of the built-in data sets: $DETECTRON2_DATASETS, or "datasets" where it is not set."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser().absolute()
+
+
+def missing_path_error(name: str, *paths: Path) -> DatasetError:
+    """The error for a built-in data set that is not, or not whole, where it is looked for; `paths` are alternatives."""
+    expected = " or ".join(str(path.absolute()) for path in paths)
+    absent = ", ".join(dict.fromkeys(str(_first_missing(path.absolute())) for path in paths))
+    value = os.environ.get("DETECTRON2_DATASETS")
+    root = 'is not set, which means "datasets"' if value is None else f"is {value!r}"
+    return DatasetError(
+        f"dataset {name!r}: expected {expected}, but there is no {absent}; "
+        f"DETECTRON2_DATASETS {root}; datasets/README.md says what goes where in it"
+    )
+
+
+def _first_missing(path: Path) -> Path:
+    """The outermost folder on the way to a missing path that does not exist: where the user has to look."""
+    return next(step for step in (*reversed(path.parents), path) if not step.exists())
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(path).expanduser().absolute()

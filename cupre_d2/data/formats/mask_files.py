@@ -1,0 +1,81 @@
+"""BBBC038 (Data Science Bowl 2018) as published: `<id>/images/<id>.png` and `<id>/masks/*.png`, one PNG a nucleus."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from cupre_d2.data.formats.image_folder import image_size
+from cupre_d2.data.formats.label_images import mask_to_annotation
+from cupre_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def list_ids(folder: Path) -> list[str]:
+    """Image ids, which are the names of the sub-folders, sorted.
+
+    Raises:
+        DatasetError: the folder is missing or has no sub-folder with images.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; expected one sub-folder an image, <id>/images and <id>/masks")
+    ids = sorted(entry.name for entry in folder.iterdir() if (entry / "images").is_dir())
+    if not ids:
+        raise DatasetError(f"{folder}: no image; expected one sub-folder an image, <id>/images and <id>/masks")
+    return ids
+
+
+def load_images(folder: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Records without annotations, which spares reading the masks; otherwise as `load_mask_files`."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda image_id: _image(folder, image_id), ids))
+
+
+def load_mask_files(folder: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Records of the images `ids`, in that order; every mask file is one instance of category 0, its mask an RLE.
+
+    Any pixel above 0 belongs to the nucleus. An empty mask is left out, counted and logged.
+
+    Raises:
+        DatasetError: an image or its folder of masks is missing or cannot be read, or a mask has another size.
+    """
+    with ThreadPoolExecutor() as pool:
+        records = list(pool.map(lambda image_id: _annotated_image(folder, image_id), ids))
+    files = sum(record.pop("mask_files") for record in records)
+    empty = files - sum(len(record["annotations"]) for record in records)
+    if empty:
+        logger.warning("%s: left out %d of %d mask files, which are empty", folder, empty, files)
+    return records
+
+
+def _image(folder: Path, image_id: str) -> dict[str, Any]:
+    file = (folder / image_id / "images" / f"{image_id}.png").absolute()
+    height, width = image_size(file)
+    return {"file_name": str(file), "image_id": image_id, "height": height, "width": width}
+
+
+def _annotated_image(folder: Path, image_id: str) -> dict[str, Any]:
+    record = _image(folder, image_id)
+    masks = folder / image_id / "masks"
+    if not masks.is_dir():
+        raise DatasetError(f"{masks}: no such folder; expected one PNG a nucleus")
+    files = sorted(masks.glob("*.png"))
+    annotations = [_mask(file, record["height"], record["width"]) for file in files]
+    record["annotations"] = [annotation for annotation in annotations if annotation]
+    record["mask_files"] = len(files)
+    return record
+
+
+def _mask(file: Path, height: int, width: int) -> dict[str, Any] | None:
+    mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise DatasetError(f"{file}: cannot be read as a mask; expected a PNG, 0 for background")
+    if mask.shape != (height, width):
+        raise DatasetError(
+            f"{file}: mask of {mask.shape[1]}x{mask.shape[0]} pixels; expected the size of its image, {width}x{height}"
+        )
+    return mask_to_annotation(mask > 0)

@@ -1,0 +1,95 @@
+"""Data loaders of the trainers: Detectron2's, over our records and mappers."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+from cupre_d2.data.few_shot import get_records
+from cupre_d2.data.mappers import DetectionMapper, TwoViewMapper
+from cupre_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def training_records(cfg: CfgNode) -> list[Record]:
+    """Records of DATASETS.TRAIN, without those that have no instance where DATALOADER.FILTER_EMPTY_ANNOTATIONS says so.
+
+    Raises:
+        DatasetError: no image is left.
+    """
+    records = [record for name in cfg.DATASETS.TRAIN for record in get_records(name)]
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        unlabeled = sum("annotations" not in record for record in records)
+        if unlabeled:
+            raise DatasetError(
+                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {unlabeled} of {len(records)} images have no annotations; "
+                "expected an annotated data set (unlabeled images go to DATASETS.UNLABELED)"
+            )
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise DatasetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN) or '()'}: no image to train on")
+    return records
+
+
+def unlabeled_records(cfg: CfgNode) -> list[Record]:
+    """Records of DATASETS.UNLABELED, each image once, annotations taken off.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    records: dict[str, Record] = {}
+    for name in cfg.DATASETS.UNLABELED:
+        for record in get_records(name):
+            records[record["file_name"]] = {key: value for key, value in record.items() if key != "annotations"}
+    if not records:
+        raise DatasetError(f"DATASETS.UNLABELED {', '.join(cfg.DATASETS.UNLABELED) or '()'}: no image to learn from")
+    return list(records.values())
+
+
+def shard(records: list[Record], index: int, count: int, seed: int) -> list[Record]:
+    """Shard `index` of `count`: disjoint, covering, equal in size to within one image, the same for the same seed.
+
+    CUPre §III: "COCO is split into ten equal subsets"; how is not said, so at random.
+
+    Raises:
+        DatasetError: fewer records than shards.
+    """
+    if len(records) < count:
+        raise DatasetError(f"AMT2.ROUNDS {count}: more shards than training images ({len(records)})")
+    order = np.random.default_rng(max(seed, 0)).permutation(len(records))
+    return [records[i] for i in sorted(np.array_split(order, count)[index])]
+
+
+def build_detection_loader(cfg: CfgNode, records: list[Record]) -> Any:
+    """Endless loader of annotated images, SOLVER.IMS_PER_BATCH over all processes."""
+    return build_detection_train_loader(
+        records,
+        mapper=DetectionMapper(cfg, True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_view_loader(cfg: CfgNode, records: list[Record]) -> Any:
+    """Endless loader of pairs of views, SOLVER.IMS_PER_BATCH over all processes."""
+    return build_detection_train_loader(
+        records,
+        mapper=TwoViewMapper(cfg),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> Any:
+    """Loader over every image of a data set once, one image at a time."""
+    return build_detection_test_loader(
+        get_records(name), mapper=DetectionMapper(cfg, False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )

@@ -1,0 +1,137 @@
+"""From a record to what a model takes."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torch import Tensor
+
+from cupre_d2.data.images import read_image
+from cupre_d2.data.views import TwoViews
+from cupre_d2.errors import ConfigError, DatasetError
+
+Record = dict[str, Any]
+
+
+class TwoViewMapper:
+    """Maps a record to two views of its image; annotations, if there are any, are not looked at."""
+
+    @configurable
+    def __init__(self, views: TwoViews, image_format: str) -> None:
+        """
+        Args:
+            views: makes the two views.
+            image_format: channel order of the views, as INPUT.FORMAT: "RGB", "BGR" or "L" (grey, three times).
+        """
+        self._views = views
+        self._format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads INPUT.VIEWS and INPUT.FORMAT."""
+        keys = cfg.INPUT.VIEWS
+        views = TwoViews(
+            size=keys.SIZE,
+            scale=keys.SCALE,
+            jitter=keys.JITTER,
+            jitter_prob=keys.JITTER_PROB,
+            gray_prob=keys.GRAY_PROB,
+            blur_prob=keys.BLUR_PROB,
+            blur_sigma=keys.BLUR_SIGMA,
+        )
+        return {"views": views, "image_format": cfg.INPUT.FORMAT}
+
+    def __call__(self, record: Record) -> Record:
+        """Returns "query" and "key", uint8 tensors 3 x SIZE x SIZE, and the record's "file_name" and "image_id".
+
+        Raises:
+            DatasetError: the image cannot be read; see `read_image`.
+        """
+        # Hue and the weights of grey are defined for RGB, so BGR is made only afterwards.
+        bgr = self._format == "BGR"
+        image = read_image(record["file_name"], "RGB" if bgr else self._format)
+        query, key = self._views(_to_tensor(image))
+        if bgr:
+            query, key = query.flip(0), key.flip(0)
+        return {"query": query, "key": key, "file_name": record["file_name"], "image_id": record["image_id"]}
+
+
+class DetectionMapper(DatasetMapper):
+    """Detectron2's mapper, with its augmentations, on images read by `read_image`, and errors that say what is wrong.
+
+    Other than Detectron2's it takes images without an instance under INPUT.CROP too, and no semantic segmentation.
+    """
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Returns the record with "image", a uint8 tensor 3xHxW, and in training "instances" in place of "annotations".
+
+        Instances may be empty; "gt_masks" is there all the same. Crowds are left out, as in Detectron2.
+
+        Raises:
+            DatasetError: the image cannot be read, has another size than the record says, or an annotation has no mask
+                though MODEL.MASK_ON.
+            ConfigError: a mask is an RLE though INPUT.MASK_FORMAT is "polygon".
+        """
+        record = dict(dataset_dict)
+        image = read_image(record["file_name"], self.image_format)
+        try:
+            utils.check_image_size(record, image)
+        except utils.SizeMismatchError as error:
+            raise DatasetError(
+                f"{record['file_name']}: image of {image.shape[1]}x{image.shape[0]} pixels; "
+                f"expected the record's width and height, {record.get('width')}x{record.get('height')}"
+            ) from error
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image_shape = augmented.image.shape[:2]
+        record["image"] = _to_tensor(augmented.image)
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, image_shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            # Transforms work in place.
+            record["annotations"] = copy.deepcopy(record["annotations"])
+            self._transform_annotations(record, transforms, image_shape)
+        return record
+
+    def _transform_annotations(self, dataset_dict: Record, transforms: T.TransformList, image_shape: tuple) -> None:
+        instances = [annotation for annotation in dataset_dict["annotations"] if not annotation.get("iscrowd", 0)]
+        if not instances:
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = self._no_instances(image_shape)
+            return
+        if self.use_instance_mask:
+            self._check_masks(dataset_dict, instances)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+    def _check_masks(self, record: Record, instances: list[Record]) -> None:
+        for index, annotation in enumerate(instances):
+            if "segmentation" not in annotation:
+                raise DatasetError(
+                    f"{record['file_name']}: annotation {index}, field segmentation: missing; "
+                    "expected a mask, as MODEL.MASK_ON is True"
+                )
+            if self.instance_mask_format == "polygon" and isinstance(annotation["segmentation"], dict):
+                raise ConfigError(
+                    f"INPUT.MASK_FORMAT polygon: annotation {index} of {record['file_name']} is an RLE mask; "
+                    "expected INPUT.MASK_FORMAT bitmask"
+                )
+
+    def _no_instances(self, image_shape: tuple) -> Instances:
+        """What Detectron2 makes of no annotation lacks gt_masks, and its mapper fails on that when it crops."""
+        instances = Instances(image_shape, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long())
+        if self.use_instance_mask:
+            polygons = self.instance_mask_format == "polygon"
+            instances.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.zeros(0, *image_shape))
+        return instances
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

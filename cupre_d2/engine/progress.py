@@ -1,0 +1,111 @@
+"""Progress that people read: one line each few steps, with the time left for the stage and for the whole pipeline."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter, get_event_storage
+
+logger = logging.getLogger(__name__)
+
+
+class StageClock(HookBase):
+    """Counts the seconds and steps of training of a stage, over all its restarts."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.steps = 0
+        self._last = time.perf_counter()
+
+    def before_train(self) -> None:
+        self._last = time.perf_counter()
+
+    def after_step(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self.steps += 1
+        self._last = now
+
+    @property
+    def pace(self) -> float:
+        """Seconds a step; 0 before the first."""
+        return self.seconds / self.steps if self.steps else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seconds, self.steps = state["seconds"], state["steps"]
+
+
+@dataclass
+class PipelinePace:
+    """What is known of the stages beside the running one.
+
+    Attributes:
+        title: e.g. "stage 2/3 amt2".
+        paces: seconds a step of finished stages, by trainer.
+        later: trainer and number of steps of each stage still to come.
+        done: steps of finished stages.
+    """
+
+    title: str = "stage"
+    paces: dict[str, float] = field(default_factory=dict)
+    later: list[tuple[str, int]] = field(default_factory=list)
+    done: int = 0
+
+    def seconds_later(self, current_pace: float) -> float:
+        """Expected seconds of the later stages, at the pace of a finished stage of the same trainer or at the current."""
+        return sum(self.paces.get(trainer, current_pace) * steps for trainer, steps in self.later)
+
+
+class ProgressPrinter(EventWriter):
+    """Logs losses, metrics and learning rate of the running stage."""
+
+    def __init__(self, window: int, trainer: Any) -> None:
+        self._window = window
+        self._trainer = trainer
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if storage.iter >= self._trainer.max_iter:
+            return
+        values = []
+        for name, history in storage.histories().items():
+            if "loss" in name or name in ("contrastive_accuracy", "embedding_std"):
+                values.append(f"{name}: {history.median(storage.count_samples(name, self._window)):.4g}")
+        learning_rate = storage.history("lr").latest()
+        position = self._trainer.position()
+        logger.info(
+            f"iter: {storage.iter + 1}/{self._trainer.max_iter}  {position + '  ' if position else ''}"
+            f"{'  '.join(values)}  time: {self._trainer.clock.pace:.3f}  lr: {learning_rate:.5g}"
+        )
+
+
+class PipelineProgress(EventWriter):
+    """Logs how much of the whole pipeline is done and when it will end."""
+
+    def __init__(self, pace: PipelinePace, trainer: Any) -> None:
+        self._pace = pace
+        self._trainer = trainer
+
+    def write(self) -> None:
+        here, total = get_event_storage().iter + 1, self._trainer.max_iter
+        if here > total:
+            return
+        current = self._trainer.clock.pace
+        left_here = current * (total - here)
+        left = left_here + self._pace.seconds_later(current)
+        steps = self._pace.done + total + sum(steps for _, steps in self._pace.later)
+        share = 100 * (self._pace.done + here) / steps
+        logger.info(
+            f"{self._pace.title}: eta {_clock(left_here)}  |  pipeline: {share:.0f} % of {steps} iterations, eta {_clock(left)}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,106 @@
+"""What a pipeline leaves behind for people and programs: results.json and a table."""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
+DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", "sal-detectron2")
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage.
+
+    Attributes:
+        seconds: of training, over all restarts.
+        iterations: steps taken.
+        metrics: {data set: {"bbox" or "segm": {name: percent}}}.
+    """
+
+    name: str
+    trainer: str
+    seconds: float
+    iterations: int
+    metrics: Metrics
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "stage.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "StageRecord | None":
+        """The record of a finished stage, None for an unfinished one."""
+        path = folder / "stage.json"
+        if not path.is_file() or not (folder / "model_final.pth").is_file():
+            return None
+        return cls(**json.loads(path.read_text()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes beside the file, then renames: a reader never sees half a file. NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> None:
+    """results.json: metrics of the last stage, seconds a stage, config of the last stage, versions, command."""
+    write_json(
+        path,
+        {
+            "metrics": records[-1].metrics,
+            "stages": [asdict(record) for record in records],
+            "seconds": sum(record.seconds for record in records),
+            "command": sys.argv,
+            "versions": {"python": platform.python_version(), **_versions()},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads",
+            "config": cfg,
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def table(metrics: Metrics) -> str:
+    """The metrics as a text table: a row a data set and task, percent."""
+    rows = []
+    for dataset, tasks in metrics.items():
+        for task, values in tasks.items():
+            rows.append([dataset, task, *(_percent(values.get(name)) for name in TABLE_METRICS)])
+    return tabulate(rows, headers=["data set", "task", *TABLE_METRICS], disable_numparse=True, stralign="right")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"

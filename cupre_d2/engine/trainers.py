@@ -1,0 +1,97 @@
+"""Trainers of stages with one kind of step: detection, and MoCo."""
+
+import logging
+from typing import cast
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
+from cupre_d2.engine.preflight import check_annotated, check_solver, check_unlabeled
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
+from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.meta_arch.moco import MoCo
+from cupre_d2.modeling.norms import revert_sync_batchnorm
+from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
+from cupre_d2.solver.l2_sp import L2SP
+
+logger = logging.getLogger(__name__)
+
+
+def build_network(cfg: CfgNode) -> nn.Module:
+    """The config's meta-architecture; synchronised batch norms become plain ones where there is one process."""
+    model = build_model(cfg)
+    if comm.get_world_size() == 1:
+        model = revert_sync_batchnorm(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {parameters / 1e6:.1f} M parameters")
+    return model
+
+
+@TRAINER_REGISTRY.register()
+class DetectionTrainer(StageTrainer):
+    """Instance segmentation on DATASETS.TRAIN: pre-training on COCO, fine-tuning on cells.
+
+    With SOLVER.L2SP.ENABLED (CUPre++) the backbone is held near the weights the stage starts from.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        model = build_network(cfg)
+        decayed = backbone_decay_parameters(model) if cfg.SOLVER.L2SP.ENABLED else {}
+        self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
+        optimizer = build_optimizer(cfg, model, exclude_decay=decayed.values())
+        phase = Phase.build(cfg, model, optimizer, self.l2_sp)
+        extra = {"l2_sp": self.l2_sp} if self.l2_sp else {}
+        super().__init__(cfg, model, {"detection": phase}, cfg.SOLVER.MAX_ITER, **extra)
+
+    @classmethod
+    def plan(cls, cfg: CfgNode) -> int:
+        check_solver(cfg.SOLVER, "SOLVER")
+        check_annotated(cfg, cfg.DATASETS.TRAIN)
+        training_records(cfg)
+        check_annotated(cfg, cfg.DATASETS.TEST)
+        return cfg.SOLVER.MAX_ITER
+
+    def after_initial_weights(self) -> None:
+        if self.l2_sp:
+            self.l2_sp.set_anchor_weights()
+
+    def phase_name(self) -> str:
+        return "detection"
+
+    def start_phase(self, name: str) -> None:
+        loader = build_detection_loader(self.cfg, training_records(self.cfg))
+        self.phases[name].stepper.reset_data_loader(lambda: loader)
+
+
+@TRAINER_REGISTRY.register()
+class MoCoTrainer(StageTrainer):
+    """MoCo on DATASETS.UNLABELED; the checkpoint holds the query encoder under a detector's names."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        model = cast(MoCo, build_network(cfg))
+        super().__init__(
+            cfg, model, {"moco": Phase.build(cfg, model, build_optimizer(cfg, model), None)}, cfg.SOLVER.MAX_ITER
+        )
+
+    @classmethod
+    def plan(cls, cfg: CfgNode) -> int:
+        check_solver(cfg.SOLVER, "SOLVER")
+        check_unlabeled(cfg)
+        if cfg.DATASETS.TEST:
+            raise ConfigError(f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: MoCo detects nothing; expected ()")
+        return cfg.SOLVER.MAX_ITER
+
+    def after_initial_weights(self) -> None:
+        self.model.reset_key_encoder()
+
+    def phase_name(self) -> str:
+        return "moco"
+
+    def start_phase(self, name: str) -> None:
+        records = unlabeled_records(self.cfg)
+        self.model.warn_if_queue_exceeds(len(records))
+        loader = build_view_loader(self.cfg, records)
+        self.phases[name].stepper.reset_data_loader(lambda: loader)

@@ -1,0 +1,17 @@
+"""The errors a user can cause. Tools print them as one line and exit with code 2."""
+
+
+class CupreError(Exception):
+    """Input that cannot be used; the message names what is wrong, where, and what was expected."""
+
+
+class DatasetError(CupreError):
+    """A dataset, record or image that cannot be used."""
+
+
+class ConfigError(CupreError):
+    """A config key, value, stage or output folder that cannot be used."""
+
+
+class CheckpointError(CupreError):
+    """A checkpoint that does not fit the model or cannot be read."""

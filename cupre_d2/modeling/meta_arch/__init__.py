@@ -1,0 +1,1 @@
+"""Meta-architectures registered with Detectron2."""

@@ -1,0 +1,200 @@
+"""Momentum contrast (He et al. 2020, MoCo; Chen et al. 2020, MoCo v2) over a Detectron2 backbone."""
+
+import copy
+import logging
+import math
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+from torch.nn import functional
+
+from cupre_d2.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def info_nce_logits(query: torch.Tensor, key: torch.Tensor, negatives: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits [q·k, q·negatives] / T, whose cross-entropy with target 0 is InfoNCE (MoCo, eq. 1).
+
+    The positive stands in the denominator, as in MoCo; CUPre's eq. 6 leaves it out, which we take for a slip, as CUPre
+    names MoCo as its method.
+
+    Args:
+        query, key: N x D, L2-normalised.
+        negatives: K x D, L2-normalised.
+
+    Returns:
+        N x (1 + K).
+    """
+    positive = (query * key).sum(1, keepdim=True)
+    return torch.cat([positive, query @ negatives.T], dim=1) / temperature
+
+
+def embedding_std(embeddings: torch.Tensor) -> torch.Tensor:
+    """Collapse signal of N x D unit vectors: mean over dimensions of their standard deviation, times sqrt(D).
+
+    About 1 for embeddings spread over the sphere, 0 when all are the same.
+    """
+    return embeddings.std(0, unbiased=False).mean() * math.sqrt(embeddings.shape[1])
+
+
+def build_projector(kind: str, width: int, dim: int) -> nn.Module:
+    """MoCo's head: "linear" (v1) or "mlp" (v2: one hidden layer as wide as the features)."""
+    if kind == "linear":
+        return nn.Linear(width, dim)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+    raise ConfigError(f"MODEL.MOCO.PROJECTOR {kind!r}: expected linear or mlp")
+
+
+@META_ARCH_REGISTRY.register()
+class MoCo(nn.Module):
+    """Learns a backbone from two views of each image.
+
+    The query encoder is held as `backbone.bottom_up`, so that its checkpoint loads into a detector. It may be a
+    detector's own backbone (AMT²): it is shared, never copied. The key encoder follows it by an exponential moving
+    average of the parameters; batch-norm statistics are its own, as published. Over several processes the keys are
+    gathered into one queue, equal on all; there is no batch shuffling.
+
+    Args:
+        query_encoder: maps N x 3 x H x W to {feature: map}; the coarsest feature, globally pooled, is used.
+        dim: length of an embedding.
+        queue_size: keys in the queue; any number, the queue is a ring.
+        momentum: of the key encoder, in [0, 1].
+        temperature: of InfoNCE, above 0.
+        projector: "linear" or "mlp".
+        pixel_mean, pixel_std: three values each, on the scale 0..255.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    queue: torch.Tensor
+    queue_pointer: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        query_encoder: Backbone,
+        dim: int = 128,
+        queue_size: int = 4096,
+        momentum: float = 0.999,
+        temperature: float = 0.2,
+        projector: str = "mlp",
+        pixel_mean: tuple[float, ...] = (0.0, 0.0, 0.0),
+        pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if queue_size < 1 or dim < 1:
+            raise ConfigError(f"MODEL.MOCO.QUEUE_SIZE {queue_size}, MODEL.MOCO.DIM {dim}: expected at least 1")
+        if not 0 <= momentum <= 1:
+            raise ConfigError(f"MODEL.MOCO.MOMENTUM {momentum}: expected a number from 0 to 1")
+        if not temperature > 0:
+            raise ConfigError(f"MODEL.MOCO.TEMPERATURE {temperature}: expected a positive number")
+        shapes = query_encoder.output_shape()
+        self.feature = max(shapes, key=lambda name: shapes[name].stride)
+        self.momentum = momentum
+        self.temperature = temperature
+        self.backbone = nn.ModuleDict({"bottom_up": query_encoder})
+        self.projector = build_projector(projector, shapes[self.feature].channels, dim)
+        self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
+        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        # The published queue starts with random keys: InfoNCE has its full number of negatives from the first step.
+        self.register_buffer("queue", functional.normalize(torch.randn(queue_size, dim), dim=1))
+        self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, query_encoder: Backbone | None = None) -> dict[str, Any]:
+        """`query_encoder`: an existing network to share; None builds the config's backbone, without its neck."""
+        if query_encoder is None:
+            backbone = build_backbone(cfg)
+            query_encoder = getattr(backbone, "bottom_up", backbone)
+        return {
+            "query_encoder": query_encoder,
+            "dim": cfg.MODEL.MOCO.DIM,
+            "queue_size": cfg.MODEL.MOCO.QUEUE_SIZE,
+            "momentum": cfg.MODEL.MOCO.MOMENTUM,
+            "temperature": cfg.MODEL.MOCO.TEMPERATURE,
+            "projector": cfg.MODEL.MOCO.PROJECTOR,
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+        }
+
+    @torch.no_grad()
+    def reset_key_encoder(self) -> None:
+        """Makes the key encoder equal to the query encoder; to be called when weights were loaded into the latter."""
+        self.key_encoder.load_state_dict(self.backbone["bottom_up"].state_dict())
+        self.key_projector.load_state_dict(self.projector.state_dict())
+
+    def warn_if_queue_exceeds(self, dataset_size: int) -> None:
+        """Logs that a queue longer than the data set holds older keys of the positive image among its negatives."""
+        if len(self.queue) > dataset_size:
+            logger.warning(
+                f"MODEL.MOCO.QUEUE_SIZE {len(self.queue)} exceeds the {dataset_size} unlabeled images: "
+                "the negatives of an image then hold its own older keys"
+            )
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One MoCo step up to the loss; moves the key encoder and the queue.
+
+        Args:
+            batched_inputs: dicts with the views "query" and "key", each 3 x H x W on the scale 0..255.
+
+        Returns:
+            {"loss_contrastive": scalar}. Logs contrastive_accuracy (0..1) and embedding_std to the EventStorage, if any.
+        """
+        query = self._embed(self.backbone["bottom_up"], self.projector, self._stack(batched_inputs, "query"))
+        with torch.no_grad():
+            self._follow()
+            key = self._embed(self.key_encoder, self.key_projector, self._stack(batched_inputs, "key"))
+        logits = info_nce_logits(query, key, self.queue.clone(), self.temperature)
+        loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+        if has_event_storage():
+            storage = get_event_storage()
+            storage.put_scalar("contrastive_accuracy", (logits.argmax(1) == 0).float().mean().item())
+            storage.put_scalar("embedding_std", embedding_std(query.detach()).item())
+        self._enqueue(_gather(key))
+        return {"loss_contrastive": loss}
+
+    def _stack(self, batched_inputs: list[dict[str, Any]], view: str) -> torch.Tensor:
+        images = torch.stack([inputs[view] for inputs in batched_inputs]).to(self.pixel_mean.device)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def _embed(self, encoder: nn.Module, projector: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        pooled = encoder(images)[self.feature].mean((2, 3))
+        # In half precision, norms of embeddings lose what InfoNCE compares.
+        return functional.normalize(projector(pooled).float(), dim=1)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        pairs = ((self.backbone["bottom_up"], self.key_encoder), (self.projector, self.key_projector))
+        for leader, follower in pairs:
+            for theirs, ours in zip(leader.parameters(), follower.parameters(), strict=True):
+                ours.lerp_(theirs, 1 - self.momentum)
+
+    @torch.no_grad()
+    def _enqueue(self, keys: torch.Tensor) -> None:
+        size = len(self.queue)
+        start = int(self.queue_pointer) + max(len(keys) - size, 0)
+        keys = keys[-size:]
+        places = (start + torch.arange(len(keys), device=self.queue.device)) % size
+        self.queue[places] = keys
+        self.queue_pointer.fill_((start + len(keys)) % size)
+
+
+def _gather(keys: torch.Tensor) -> torch.Tensor:
+    if comm.get_world_size() == 1:
+        return keys
+    gathered = [torch.empty_like(keys) for _ in range(comm.get_world_size())]
+    torch.distributed.all_gather(gathered, keys.contiguous())
+    return torch.cat(gathered)

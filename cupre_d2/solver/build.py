@@ -1,0 +1,83 @@
+"""Optimizers from a config: Detectron2's keys, AdamW, and parameters whose decay L2-SP takes over."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping, reduce_param_groups
+from torch import nn
+
+from cupre_d2.errors import ConfigError
+
+OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+
+
+def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that L2-SP takes: those of the bottom-up backbone that train, norms and biases left out.
+
+    Those carry no weight decay that L2-SP could stand in for.
+    """
+    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    return {name: p for name, p in backbone.named_parameters() if p.requires_grad and p.dim() > 1}
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    """SOLVER.OPTIMIZER over the parameters that train, with Detectron2's SOLVER keys.
+
+    SGD decays as Detectron2 does. AdamW decays parameters of more than one dimension only, norms and biases never.
+    CLIP_GRADIENTS.CLIP_TYPE "full_model" clips the norm of the whole gradient; "value" and "norm" are Detectron2's, which
+    clip each parameter's.
+
+    Args:
+        exclude_decay: parameters without weight decay, e.g. those under L2-SP.
+
+    Raises:
+        ConfigError: an unknown optimizer.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        close = difflib.get_close_matches(solver.OPTIMIZER, OPTIMIZERS, n=1, cutoff=0.3)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(OPTIMIZERS)}"
+        raise ConfigError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r}: {hint}")
+    excluded = {id(parameter) for parameter in exclude_decay}
+    groups = _parameter_groups(solver, model, excluded)
+    options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
+    if solver.OPTIMIZER == "SGD":
+        options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    kind = OPTIMIZERS[solver.OPTIMIZER]
+    if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
+        return _clipping_whole_gradient(kind, solver.CLIP_GRADIENTS)(groups, **options)
+    return maybe_add_gradient_clipping(cfg, kind(groups, **options))
+
+
+def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> list[dict[str, Any]]:
+    adamw = solver.OPTIMIZER == "AdamW"
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    single = []
+    for group in groups:
+        for parameter in group["params"]:
+            undecayed = id(parameter) in excluded or (adamw and parameter.dim() <= 1)
+            decay = 0.0 if undecayed else group["weight_decay"]
+            single.append({**group, "params": [parameter], "weight_decay": decay})
+    return reduce_param_groups(single)
+
+
+def _clipping_whole_gradient(kind: type[torch.optim.Optimizer], clip: CfgNode) -> type[torch.optim.Optimizer]:
+    limit, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+
+    class ClippingOptimizer(kind):  # type: ignore[valid-type, misc]
+        def step(self, closure: Any = None) -> Any:
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, limit, norm_type)
+            return super().step(closure)
+
+    return ClippingOptimizer

@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cupre_d2.engine import pipeline
+from cupre_d2.engine.stages import Stage, load_stages
+from cupre_d2.errors import CheckpointError, ConfigError
+
+
+def write_pipeline(folder: Path) -> str:
+    """coco_pretrain -> finetune on small images; the stages of configs/mini."""
+    stages = Path("configs/mini/stages").resolve()
+    file = folder / "two.yaml"
+    file.write_text(
+        f"PIPELINE:\n  STAGES: [{stages}/coco_pretrain.yaml, {stages}/finetune_bbbc038_5pct.yaml]\n"
+        f"OUTPUT_DIR: {folder}/out\n"
+    )
+    return str(file)
+
+
+def run(config: str, opts: list[str], only: str | None = None, restart: bool = False) -> tuple[str, list[Stage]]:
+    output_dir, stages = load_stages(config, opts)
+    chosen = pipeline.select(stages, only)
+    steps = pipeline.check(stages, chosen, restart)
+    pipeline.open_folder(output_dir, stages, chosen, restart)
+    pipeline.run(output_dir, stages, chosen, steps)
+    return output_dir, stages
+
+
+def modified(stages: list[Stage]) -> list[int]:
+    return [stage.final_checkpoint.stat().st_mtime_ns for stage in stages]
+
+
+def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    config = write_pipeline(tmp_path)
+    output_dir, stages = run(config, slim)
+    results = json.loads((Path(output_dir) / "results.json").read_text())
+    assert [stage["name"] for stage in results["stages"]] == ["coco_pretrain", "finetune_bbbc038_5pct"]
+    assert {"AP", "AP50", "AR2000"} <= results["metrics"]["bbbc038_val"]["segm"].keys()
+    assert results["config"]["SOLVER"]["MAX_ITER"] == 2
+    assert list((stages[1].folder / "overlays").glob("*.png"))
+
+    made = modified(stages)
+    run(config, slim)
+    assert modified(stages) == made
+
+    changed = [*slim, "SOLVER.BASE_LR", "0.002"]
+    with pytest.raises(ConfigError, match="made with another config .SOLVER.BASE_LR .* -> 0.002.*--restart"):
+        run(config, changed)
+    run(config, changed, only="finetune_bbbc038_5pct", restart=True)
+    assert modified(stages)[0] == made[0]
+    assert modified(stages)[1] > made[1]
+
+
+def test_fine_tuning_starts_from_pretraining(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    nothing_moves = ["finetune_bbbc038_5pct.SOLVER.BASE_LR", "1e-30"]
+    _, (first, second) = run(write_pipeline(tmp_path), [*slim, *nothing_moves])
+    before = torch.load(first.final_checkpoint, weights_only=True)["model"]
+    after = torch.load(second.final_checkpoint, weights_only=True)["model"]
+    name = "backbone.bottom_up.stem.conv1_1.weight"
+    assert torch.allclose(before[name], after[name], atol=1e-12)
+
+
+def test_folder_of_another_pipeline(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    output_dir, stages = load_stages(write_pipeline(tmp_path), slim)
+    pipeline.open_folder(output_dir, stages, stages, restart=False)
+    other = ["OUTPUT_DIR", output_dir]
+    _, moco = load_stages("configs/mini/stages/moco.yaml", other)
+    with pytest.raises(ConfigError, match="holds another pipeline .stage 1_coco_pretrain.; --restart removes it"):
+        pipeline.open_folder(output_dir, moco, moco, restart=False)
+    pipeline.open_folder(output_dir, moco, moco, restart=True)
+    assert sorted(path.name for path in Path(output_dir).iterdir()) == ["1_moco"]
+
+
+def test_free_settings_may_change(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    config = write_pipeline(tmp_path)
+    output_dir, stages = load_stages(config, slim)
+    pipeline.open_folder(output_dir, stages, stages, restart=False)
+    output_dir, stages = load_stages(config, [*slim, "SOLVER.CHECKPOINT_PERIOD", "7"])
+    pipeline.open_folder(output_dir, stages, stages, restart=False)
+    assert stages[0].cfg.SOLVER.CHECKPOINT_PERIOD == 7
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["coco_pretrain.DATASETS.TRAIN", "('coco_2017_trian',)"], "coco_2017_trian.*coco_2017_train"),
+        (["coco_pretrain.TRAINER", "DetectoinTrainer"], "TRAINER DetectoinTrainer: did you mean DetectionTrainer"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES 3: coco_2017_train has 80 classes"),
+        (["finetune_bbbc038_5pct.INPUT.MASK_FORMAT", "polygon"], "expected INPUT.MASK_FORMAT bitmask"),
+        (["finetune_bbbc038_5pct.DATASETS.TRAIN", "('bbbc038_train_0pct',)"], r"\(0, 100\]"),
+        (["finetune_bbbc038_5pct.DATASETS.TRAIN", "()"], "no image to train on"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0"),
+        (["SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR -1.0"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "stage coco_pretrain: MODEL.WEIGHTS nowhere.pth: no such file"),
+    ],
+)
+def test_bad_input_before_training(
+    small_datasets: Path, slim: list[str], tmp_path: Path, opts: list[str], message: str
+) -> None:
+    _, stages = load_stages(write_pipeline(tmp_path), [*slim, *opts])
+    with pytest.raises(Exception, match=message) as caught:
+        pipeline.check(stages, stages, restart=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_stage_before_is_not_finished(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    _, stages = load_stages(write_pipeline(tmp_path), slim)
+    with pytest.raises(CheckpointError, match="no such file; run stage coco_pretrain first"):
+        pipeline.check(stages, stages[1:], restart=False)
+
+
+def test_unknown_stage(slim: list[str], tmp_path: Path) -> None:
+    _, stages = load_stages(write_pipeline(tmp_path), slim)
+    with pytest.raises(ConfigError, match="--stage finetune: no such stage; did you mean finetune_bbbc038_5pct"):
+        pipeline.select(stages, "finetune")

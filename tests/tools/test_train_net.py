@@ -1,0 +1,72 @@
+"""The command users type, run as they type it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def train_net(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("DETECTRON2_DATASETS", None)
+    if root:
+        environment["DETECTRON2_DATASETS"] = str(root)
+    command = [sys.executable, "tools/train_net.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def error_line(run: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a refused run ends with."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.startswith("train_net.py: ")]
+    assert len(lines) == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    return lines[0]
+
+
+def test_three_stages_then_evaluation_only(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    config = ["--config-file", "configs/mini/cupre_bbbc038_5pct.yaml"]
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path)]
+    first = train_net(*config, *opts, root=dataset_root)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "pipeline: 100 %" in first.stdout or "pipeline:" in first.stdout
+    stages = ["1_coco_pretrain", "2_amt2", "3_finetune_bbbc038_5pct"]
+    assert all((tmp_path / stage / "model_final.pth").is_file() for stage in stages)
+    results = json.loads((tmp_path / "results.json").read_text())
+
+    again = train_net(*config, "--eval-only", *opts, root=dataset_root)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((tmp_path / "evaluation.json").read_text())["metrics"] == results["metrics"]
+
+    other = train_net(*config, *opts, "SOLVER.WEIGHT_DECAY", "0.25", root=dataset_root)
+    assert "was made with another config (SOLVER.WEIGHT_DECAY" in error_line(other)
+
+
+def test_missing_data_folder(tmp_path: Path) -> None:
+    line = error_line(train_net("--config-file", "configs/mini/scratch_bbbc038_5pct.yaml", root=tmp_path))
+    assert "DETECTRON2_DATASETS" in line
+    assert "stage1_train" in line
+    assert "datasets/README.md" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config-file", "configs/cuper_livecell_5pct.yaml"], "did you mean cupre_livecell_5pct.yaml"),
+        (["--config-file", "configs/quickstart.yaml", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
+        (["--config-file", "configs/quickstart.yaml", "--stage", "amt"], "did you mean amt2"),
+        (["--config-file", "configs/quickstart.yaml", "--eval-only", "OUTPUT_DIR", "nowhere"], "train first"),
+    ],
+)
+def test_one_line_for_bad_input(arguments: list[str], expected: str) -> None:
+    assert expected in error_line(train_net(*arguments))
+
+
+def test_help_names_every_flag() -> None:
+    run = train_net("--help")
+    assert run.returncode == 0
+    flags = ("--config-file", "--eval-only", "--restart", "--stage", "--num-gpus", "--num-machines", "--dist-url")
+    assert all(flag in run.stdout for flag in flags)
