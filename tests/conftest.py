@@ -29,9 +29,12 @@ def _octagon(x: int, y: int, radius: int) -> list[float]:
     return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).round(2).ravel().tolist()
 
 
-def write_coco(folder: Path, json_file: Path, names: list[str], categories: list[int], first_id: int = 1) -> None:
+def write_coco(
+    folder: Path, json_file: Path, names: list[str], categories: dict[int, str], first_id: int = 1
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
+    category_ids = list(categories)
     for index, name in enumerate(names):
         image, discs = draw_discs(first_id + index)
         Image.fromarray(image).save(folder / name)
@@ -41,7 +44,7 @@ def write_coco(folder: Path, json_file: Path, names: list[str], categories: list
                 {
                     "id": len(annotations) + 1,
                     "image_id": first_id + index,
-                    "category_id": categories[len(annotations) % len(categories)],
+                    "category_id": category_ids[len(annotations) % len(category_ids)],
                     "bbox": [x - radius, y - radius, 2 * radius, 2 * radius],
                     "area": 2.8 * radius**2,
                     "iscrowd": 0,
@@ -49,7 +52,7 @@ def write_coco(folder: Path, json_file: Path, names: list[str], categories: list
                 }
             )
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": [{"id": c, "name": str(c)} for c in categories]}
+    content = {"images": images, "annotations": annotations, "categories": [{"id": number, "name": name} for number, name in categories.items()]}
     json_file.write_text(json.dumps(content))
 
 
@@ -70,13 +73,14 @@ def write_bbbc038(root: Path, count: int) -> None:
 def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """COCO, LIVECell and BBBC038 in small."""
     root = tmp_path_factory.mktemp("datasets")
-    coco_ids = list(MetadataCatalog.get("coco_2017_train").thing_dataset_id_to_contiguous_id)
+    coco = MetadataCatalog.get("coco_2017_train")
+    coco_classes = dict(zip(coco.thing_dataset_id_to_contiguous_id, coco.thing_classes, strict=True))
     for split, count in (("train", 12), ("val", 2)):
         names = [f"{index:012d}.jpg" for index in range(count)]
-        write_coco(root / f"coco/{split}2017", root / f"coco/annotations/instances_{split}2017.json", names, coco_ids)
+        write_coco(root / f"coco/{split}2017", root / f"coco/annotations/instances_{split}2017.json", names, coco_classes)
         cells = [f"{kind}_Phase_{split}_{index}.tif" for index in range(max(count // 4, 1)) for kind in ("A172", "MCF7")]
         annotations = root / "livecell/annotations/LIVECell" / f"livecell_coco_{split}.json"
-        write_coco(root / "livecell/images/livecell_train_val_images", annotations, cells, [1], first_id=100 + count)
+        write_coco(root / "livecell/images/livecell_train_val_images", annotations, cells, {1: "cell"}, first_id=100 + count)
     write_bbbc038(root, 20)
     return root
 

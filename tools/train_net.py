@@ -34,6 +34,8 @@ def prepare(args: argparse.Namespace) -> dict[str, int]:
     output_dir, stages = load_stages(args.config_file, args.opts)
     chosen = pipeline.select(stages, args.stage)
     if args.eval_only:
+        pipeline.weights_to_evaluate(chosen[-1], args.opts)
+        pipeline.trainer_class(chosen[-1]).plan(chosen[-1].cfg)
         return {}
     steps = pipeline.check(stages, chosen, args.restart)
     pipeline.open_folder(output_dir, stages, chosen, args.restart)
@@ -46,8 +48,7 @@ def main(args: argparse.Namespace, steps: dict[str, int]) -> None:
     for name in ("detectron2", "fvcore", "cupre_d2"):
         setup_logger(str(Path(output_dir) / "log.txt"), distributed_rank=comm.get_rank(), name=name)
     if args.eval_only:
-        weights = dict(zip(args.opts[0::2], args.opts[1::2], strict=True)).get("MODEL.WEIGHTS")
-        pipeline.evaluate(chosen[-1], weights or str(chosen[-1].final_checkpoint))
+        pipeline.evaluate(chosen[-1], pipeline.weights_to_evaluate(chosen[-1], args.opts))
     else:
         pipeline.run(output_dir, stages, chosen, steps)
 

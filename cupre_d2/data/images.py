@@ -58,9 +58,10 @@ def read_image(path: str | os.PathLike[str], format: str = "RGB") -> np.ndarray:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits. Of colour images Pillow would cut off the lower ones: only the raw mode tells."""
+    """Whether a channel has more than 8 bits."""
     if image.mode.startswith(("I", "F")):
         return True
-    arguments = [tile[3] for tile in image.tile]
+    # Of a colour channel Pillow cuts off the lower 8 of 16 bits; only the decoder's raw mode tells.
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
     raw_modes = [argument[0] if isinstance(argument, tuple) else argument for argument in arguments]
     return any(isinstance(mode, str) and mode.endswith((";16B", ";16L", ";16N")) for mode in raw_modes)

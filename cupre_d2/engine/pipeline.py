@@ -175,14 +175,25 @@ def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:
     return record
 
 
+def weights_to_evaluate(stage: Stage, opts: Sequence[Any]) -> str:
+    """The checkpoint for --eval-only: MODEL.WEIGHTS of the command line, else the stage's own last one.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    given = dict(zip(opts[0::2], opts[1::2], strict=True)).get("MODEL.WEIGHTS")
+    path = str(given or stage.final_checkpoint)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"--eval-only: {path}: no such file; train first or give MODEL.WEIGHTS")
+    return path
+
+
 def evaluate(stage: Stage, weights: str) -> Metrics:
     """Evaluates a checkpoint on the stage's DATASETS.TEST; writes `evaluation.json` beside the stage's folder.
 
     Raises:
-        CheckpointError: the checkpoint is missing or does not fit.
+        CheckpointError: the checkpoint does not fit.
     """
-    if not os.path.isfile(weights):
-        raise CheckpointError(f"--eval-only: {weights}: no such file; train first or give MODEL.WEIGHTS")
     trainer = trainer_class(stage)(stage.cfg)
     load_initial_weights(trainer.model, weights)
     metrics = trainer.test()
