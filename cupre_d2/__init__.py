@@ -4,8 +4,8 @@ Importing it registers its backbones, meta-architectures, trainers and data sets
 """
 
 from cupre_d2 import data, engine, modeling
-from cupre_d2.data.synthetic import register_synthetic
 from cupre_d2.config import add_cupre_config
+from cupre_d2.data.synthetic import register_synthetic
 
 register_synthetic()
 

@@ -29,9 +29,7 @@ def _octagon(x: int, y: int, radius: int) -> list[float]:
     return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).round(2).ravel().tolist()
 
 
-def write_coco(
-    folder: Path, json_file: Path, names: list[str], categories: dict[int, str], first_id: int = 1
-) -> None:
+def write_coco(folder: Path, json_file: Path, names: list[str], categories: dict[int, str], first_id: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     category_ids = list(categories)
@@ -52,7 +50,11 @@ def write_coco(
                 }
             )
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": [{"id": number, "name": name} for number, name in categories.items()]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in categories.items()],
+    }
     json_file.write_text(json.dumps(content))
 
 

@@ -41,8 +41,8 @@ def test_arms_differ_as_the_paper_says() -> None:
 def test_cocopp_takes_neck_and_head_from_coco_and_the_backbone_from_moco() -> None:
     output_dir, stages = load_stages("configs/cocopp_livecell_5pct.yaml")
     finetune = stages[-1].cfg.MODEL
-    assert finetune.WEIGHTS == f"{output_dir}/1_coco_pretrain/model_final.pth"
-    assert finetune.BACKBONE_WEIGHTS == f"{output_dir}/2_moco/model_final.pth"
+    assert f"{output_dir}/1_coco_pretrain/model_final.pth" == finetune.WEIGHTS
+    assert f"{output_dir}/2_moco/model_final.pth" == finetune.BACKBONE_WEIGHTS
 
 
 def test_paper_size_is_livecells_anchor_based_config() -> None:

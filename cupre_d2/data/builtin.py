@@ -81,9 +81,7 @@ def _livecell(root: Path, split: str, cell_type: str | None = None) -> list[Reco
         return records
     of_type = [record for record in records if record.get("cell_type") == cell_type]
     if not of_type:
-        raise DatasetError(
-            f"{json_file}: no image of cell type {cell_type}; expected file names {cell_type}_..., any case"
-        )
+        raise DatasetError(f"{json_file}: no image of cell type {cell_type}; expected file names {cell_type}_..., any case")
     return of_type
 
 

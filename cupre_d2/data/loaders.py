@@ -28,8 +28,8 @@ def training_records(cfg: CfgNode) -> list[Record]:
         unlabeled = sum("annotations" not in record for record in records)
         if unlabeled:
             raise DatasetError(
-                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {unlabeled} of {len(records)} images have no annotations; "
-                "expected an annotated data set (unlabeled images go to DATASETS.UNLABELED)"
+                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {unlabeled} of {len(records)} images have no "
+                "annotations; expected an annotated data set (unlabeled images go to DATASETS.UNLABELED)"
             )
         records = filter_images_with_only_crowd_annotations(records)
     if not records:

@@ -128,7 +128,7 @@ class AlternatingTrainer(StageTrainer):
         self._coco_cfg = coco_phase_config(cfg, self.schedule.rounds * self.schedule.coco_iters)
 
         detector = build_network(cfg)
-        self.backbone = detector.backbone.bottom_up
+        self.backbone = detector.get_submodule("backbone.bottom_up")
         self.moco = MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
         if comm.get_world_size() == 1:
             self.moco = revert_sync_batchnorm(self.moco)

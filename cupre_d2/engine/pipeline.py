@@ -1,5 +1,6 @@
 """Runs the stages of a pipeline: skips what is finished, resumes what is not, hands each checkpoint on."""
 
+import gc
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, closest
 from cupre_d2.errors import CheckpointError, ConfigError
 
@@ -124,8 +125,8 @@ def _hint(path: str, stages: Sequence[Stage]) -> str:
     return f"; run stage {maker} first" if maker else ""
 
 
-def trainer_class(stage: Stage) -> type[StageTrainer]:
-    """The trainer that a stage's TRAINER names; raises ConfigError with the closest names for an unknown one."""
+def trainer_class(stage: Stage) -> Any:
+    """The trainer, built from a config, that TRAINER names; raises ConfigError with the closest names for an unknown one."""
     known = dict(TRAINER_REGISTRY)
     if stage.cfg.TRAINER not in known:
         raise ConfigError(f"stage {stage.name}: TRAINER {stage.cfg.TRAINER}: {closest(stage.cfg.TRAINER, list(known))}")
@@ -149,6 +150,8 @@ def run(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage], steps
             later = [s for s in chosen if stages.index(s) >= number and s.name in steps]
             pace.later = [(s.cfg.TRAINER, steps[s.name]) for s in later]
             record = _run_stage(stage, pace)
+            # Hooks and trainer refer to each other: without this, the next stage would find the last one's memory in use.
+            gc.collect()
         if record:
             records.append(record)
             pace.done += record.iterations

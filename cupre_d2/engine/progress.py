@@ -72,7 +72,8 @@ class ProgressPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter >= self._trainer.max_iter:
+        if storage.iter >= self._trainer.max_iter or "lr" not in storage.histories():
+            # Hooks write once more after the last step, and also when the first step has failed.
             return
         values = []
         for name, history in storage.histories().items():
@@ -95,7 +96,7 @@ class PipelineProgress(EventWriter):
 
     def write(self) -> None:
         here, total = get_event_storage().iter + 1, self._trainer.max_iter
-        if here > total:
+        if here > total or not self._trainer.clock.steps:
             return
         current = self._trainer.clock.pace
         left_here = current * (total - here)
@@ -103,7 +104,8 @@ class PipelineProgress(EventWriter):
         steps = self._pace.done + total + sum(steps for _, steps in self._pace.later)
         share = 100 * (self._pace.done + here) / steps
         logger.info(
-            f"{self._pace.title}: eta {_clock(left_here)}  |  pipeline: {share:.0f} % of {steps} iterations, eta {_clock(left)}"
+            f"{self._pace.title}: eta {_clock(left_here)}  |  pipeline: {share:.0f} % of {steps} iterations, "
+            f"eta {_clock(left)}"
         )
 
 

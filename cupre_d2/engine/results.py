@@ -77,7 +77,9 @@ def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> N
             "seconds": sum(record.seconds for record in records),
             "command": sys.argv,
             "versions": {"python": platform.python_version(), **_versions()},
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads",
+            "device": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"{torch.get_num_threads()} CPU threads",
             "config": cfg,
         },
     )

@@ -1,5 +1,6 @@
 """What every trainer of a stage shares: phases, hooks, checkpoints, resuming, evaluation."""
 
+import gc
 import os
 import weakref
 from collections.abc import Mapping
@@ -144,6 +145,13 @@ class StageTrainer(TrainerBase):
         if self.start_iter < self.max_iter:
             self.register_hooks(self.build_hooks(writers))
             self.train(self.start_iter, self.max_iter)
+            self._release_loaders()
+
+    def _release_loaders(self) -> None:
+        """Ends the loaders' processes, which hold on to the memory that this one had when they were forked."""
+        for phase in self.phases.values():
+            phase.stepper.reset_data_loader(lambda: None)
+        gc.collect()
 
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
         built: list[HookBase] = [hooks.IterationTimer(), self.clock]

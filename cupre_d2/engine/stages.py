@@ -60,7 +60,8 @@ def load_stages(config_file: str, opts: Sequence[str] = ()) -> tuple[str, list[S
         opts: flat list of keys and values, as Detectron2's command line has it.
 
     Returns:
-        The pipeline's OUTPUT_DIR (`output/<name of the file>` where nothing sets it) and its stages in order, paths of checkpoints between them filled in.
+        The pipeline's OUTPUT_DIR (`output/<name of the file>` where nothing sets it) and its stages in order, paths of
+        checkpoints between them filled in.
 
     Raises:
         ConfigError: unreadable file, unknown key or stage, value of a wrong type.
@@ -161,7 +162,7 @@ def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any] = ()) -> str:
 
 
 def _flat_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for key, value in cfg.items():
         keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
     return keys

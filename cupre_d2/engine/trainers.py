@@ -71,10 +71,9 @@ class MoCoTrainer(StageTrainer):
     """MoCo on DATASETS.UNLABELED; the checkpoint holds the query encoder under a detector's names."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        model = cast(MoCo, build_network(cfg))
-        super().__init__(
-            cfg, model, {"moco": Phase.build(cfg, model, build_optimizer(cfg, model), None)}, cfg.SOLVER.MAX_ITER
-        )
+        self.moco = cast(MoCo, build_network(cfg))
+        phase = Phase.build(cfg, self.moco, build_optimizer(cfg, self.moco), None)
+        super().__init__(cfg, self.moco, {"moco": phase}, cfg.SOLVER.MAX_ITER)
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
@@ -85,13 +84,13 @@ class MoCoTrainer(StageTrainer):
         return cfg.SOLVER.MAX_ITER
 
     def after_initial_weights(self) -> None:
-        self.model.reset_key_encoder()
+        self.moco.reset_key_encoder()
 
     def phase_name(self) -> str:
         return "moco"
 
     def start_phase(self, name: str) -> None:
         records = unlabeled_records(self.cfg)
-        self.model.warn_if_queue_exceeds(len(records))
+        self.moco.warn_if_queue_exceeds(len(records))
         loader = build_view_loader(self.cfg, records)
         self.phases[name].stepper.reset_data_loader(lambda: loader)

@@ -7,12 +7,16 @@ from detectron2.layers import get_norm as detectron2_get_norm
 from detectron2.utils import comm
 from torch import nn
 
+from cupre_d2.errors import ConfigError
+
+NORMS = ("BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN", "")
+
 
 class TinyBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that accepts one value a channel in training, where it then uses its running statistics.
+    """BatchNorm2d that, given one value a channel in training, uses its running statistics and leaves them as they are.
 
-    Split attention normalises N x C x 1 x 1 maps: with one image a process there is nothing to take a variance of, and
-    torch raises. Same parameters and buffers as BatchNorm2d.
+    Split attention normalises N x C x 1 x 1 maps: of a single image there is no variance to take, and torch raises.
+    Same parameters and buffers as BatchNorm2d.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -27,15 +31,23 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
     """Detectron2's `get_norm`, with batch norms that train on one process, on a CPU and on one image.
 
     Args:
-        norm: "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN" or "" for none.
+        norm: one of `NORMS`; "" for none.
         channels: of the map to normalise.
         gn_groups: groups of GroupNorm; their greatest common divisor with `channels` is taken.
 
     Returns:
-        The layer; None for "". In a single process the synchronised norms are plain batch norms, of the same keys.
+        The layer; None for "". In a single process the synchronised norms are plain batch norms of the same keys, and so
+        is torch's own where there is no GPU, without which it cannot synchronise.
+
+    Raises:
+        ConfigError: an unknown norm.
     """
+    if norm not in NORMS:
+        raise ConfigError(f"MODEL.RESNETS.NORM {norm!r}: expected one of {', '.join(map(repr, NORMS))}")
     single = comm.get_world_size() == 1
-    if norm == "BN" or (single and norm in ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")):
+    if norm == "BN" or (single and norm.startswith("naiveSyncBN")):
+        return TinyBatchNorm2d(channels)
+    if norm in ("SyncBN", "nnSyncBN") and (single or not torch.cuda.is_available()):
         return TinyBatchNorm2d(channels)
     if norm == "GN":
         return nn.GroupNorm(math.gcd(gn_groups, channels), channels)
@@ -43,13 +55,19 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replaces every nn.SyncBatchNorm, which needs a GPU to train, by a BatchNorm2d of the same keys and values."""
+    """Replaces every nn.SyncBatchNorm, which cannot synchronise on a CPU, by a BatchNorm2d of the same keys.
+
+    The new layers hold the very tensors of the old ones, so optimizers and shared weights stay valid.
+
+    Returns:
+        `module`, changed in place; a new layer where `module` is itself an nn.SyncBatchNorm.
+    """
+    if isinstance(module, nn.SyncBatchNorm):
+        plain = TinyBatchNorm2d(module.num_features, module.eps, module.momentum, device="meta")
+        plain.affine, plain.track_running_stats = module.affine, module.track_running_stats
+        plain._parameters = module._parameters
+        plain._buffers = module._buffers
+        return plain.train(module.training)
     for name, child in module.named_children():
-        if isinstance(child, nn.SyncBatchNorm):
-            plain = TinyBatchNorm2d(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            plain.load_state_dict(child.state_dict())
-            plain.train(child.training)
-            setattr(module, name, plain.to(next(iter(child.state_dict().values())).device))
-        else:
-            revert_sync_batchnorm(child)
+        setattr(module, name, revert_sync_batchnorm(child))
     return module

@@ -1,10 +1,18 @@
-"""Split attention (Zhang et al. 2020, ResNeSt, §3.1), with the parameter names of detectron2-ResNeSt."""
+"""Split attention (Zhang et al. 2020, ResNeSt, https://arxiv.org/abs/2004.08955, §3.1), named as in detectron2-ResNeSt."""
+
+import math
 
 import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
+from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.norms import get_norm
+
+REDUCTION = 4
+SMALLEST_HIDDEN = 32
+# Fewer values a group, and GroupNorm of a 1x1 map leaves little of its input: of a lone value, nothing.
+VALUES_PER_GROUP = 4
 
 
 class SplitAttention(nn.Module):
@@ -13,19 +21,30 @@ class SplitAttention(nn.Module):
     conv -> bn0 -> ReLU -> radix splits; their sum, globally pooled -> fc1 -> bn1 -> ReLU -> fc2 -> softmax over the splits
     (sigmoid when radix is 1), for each cardinal group apart -> weighted sum of the splits.
 
+    The paper has no GroupNorm. Here bn1, whose map is 1x1, takes as many groups as leave each four values or more: with
+    one value a group, as in 32 groups of 32 channels, its output would not depend on the image.
+
     Args:
-        channels: of input and output.
+        channels: of input and output; divisible by groups * radix.
+        stride: of the 3x3 convolution.
         groups: cardinality.
-        radix: splits of a cardinal group.
+        radix: splits of a cardinal group, 1 or more.
         norm, gn_groups: see `get_norm`.
+
+    Raises:
+        ConfigError: channels that cannot be split so.
     """
 
     def __init__(
         self, channels: int, *, stride: int = 1, groups: int = 1, radix: int = 2, norm: str = "BN", gn_groups: int = 32
     ) -> None:
         super().__init__()
-        inter = max(channels * radix // 4, 32)
-        use_bias = norm == ""
+        hidden = max(channels * radix // REDUCTION, SMALLEST_HIDDEN)
+        if min(groups, radix) < 1 or channels % (groups * radix) or hidden % groups:
+            raise ConfigError(
+                f"MODEL.RESNETS.RADIX {radix}, NUM_GROUPS {groups}: a bottleneck of {channels} channels (hidden layer "
+                f"{hidden}) cannot be split so; expected values of 1 or more whose product divides the channels"
+            )
         self.radix = radix
         self.groups = groups
         self.conv = Conv2d(
@@ -35,15 +54,15 @@ class SplitAttention(nn.Module):
             stride=stride,
             padding=1,
             groups=groups * radix,
-            bias=use_bias,
+            bias=False,
         )
         self.bn0 = get_norm(norm, channels * radix, gn_groups)
-        self.fc1 = Conv2d(channels, inter, kernel_size=1, groups=groups)
-        self.bn1 = get_norm(norm, inter, gn_groups)
-        self.fc2 = Conv2d(inter, channels * radix, kernel_size=1, groups=groups)
+        self.fc1 = Conv2d(channels, hidden, kernel_size=1, groups=groups)
+        self.bn1 = get_norm(norm, hidden, math.gcd(gn_groups, hidden // VALUES_PER_GROUP))
+        self.fc2 = Conv2d(hidden, channels * radix, kernel_size=1, groups=groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """N x C x H x W -> N x C x H/stride x W/stride."""
+        """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride)."""
         x = self.conv(x)
         x = torch.relu(self.bn0(x) if self.bn0 else x)
         batch, channels, height, width = x.shape
@@ -52,7 +71,7 @@ class SplitAttention(nn.Module):
         return (splits * attention).sum(1)
 
     def attention(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Weights of the splits: N x C x 1 x 1 -> N x radix x C x 1 x 1."""
+        """Weights of the splits, which sum to 1 if there are several: N x C x 1 x 1 -> N x radix x C x 1 x 1."""
         hidden = self.fc1(pooled)
         logits = self.fc2(torch.relu(self.bn1(hidden) if self.bn1 else hidden))
         if self.radix == 1:

@@ -19,7 +19,8 @@ def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Those carry no weight decay that L2-SP could stand in for.
     """
-    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    backbone = model.get_submodule("backbone")
+    backbone = getattr(backbone, "bottom_up", backbone)
     return {name: p for name, p in backbone.named_parameters() if p.requires_grad and p.dim() > 1}
 
 

@@ -43,7 +43,7 @@ class L2SP:
 
     def loss(self) -> torch.Tensor:
         """Ω of the present values, a scalar with gradients."""
-        total = 0.0
+        total = torch.zeros((), device=next(iter(self._anchors.values())).device)
         for name, parameter in self._parameters.items():
             to_anchor = (parameter - self._anchors[name]).square().sum()
             total = total + self._alpha * to_anchor + (1 - self._alpha) * parameter.square().sum()

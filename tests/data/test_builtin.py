@@ -96,9 +96,7 @@ def test_livecell_unlabeled_and_unknown_types(root: Path, caplog: pytest.LogCapt
 
 def test_bbbc038_split(root: Path) -> None:
     write_bbbc038(root, 20)
-    parts = {
-        split: [record["image_id"] for record in get_records(f"bbbc038_{split}")] for split in ("train", "val", "test")
-    }
+    parts = {split: [record["image_id"] for record in get_records(f"bbbc038_{split}")] for split in ("train", "val", "test")}
     assert {split: len(part) for split, part in parts.items()} == {"train": 16, "val": 2, "test": 2}
     assert sorted(i for part in parts.values() for i in part) == sorted(f"id{i}" for i in range(20))
     assert (sorted(parts["val"]), sorted(parts["test"])) == EXPECTED_VAL_TEST

@@ -90,7 +90,10 @@ def test_free_settings_may_change(small_datasets: Path, slim: list[str], tmp_pat
         (["coco_pretrain.TRAINER", "DetectoinTrainer"], "TRAINER DetectoinTrainer: did you mean DetectionTrainer"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES 3: coco_2017_train has 80 classes"),
         (["finetune_bbbc038_5pct.INPUT.MASK_FORMAT", "polygon"], "expected INPUT.MASK_FORMAT bitmask"),
-        (["finetune_bbbc038_5pct.DATASETS.TRAIN", "('bbbc038_train_0pct',)"], "0 percent; expected more than 0 and at most 100"),
+        (
+            ["finetune_bbbc038_5pct.DATASETS.TRAIN", "('bbbc038_train_0pct',)"],
+            "0 percent; expected more than 0 and at most 100",
+        ),
         (["finetune_bbbc038_5pct.DATASETS.TRAIN", "()"], "no image to train on"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0"),

@@ -28,7 +28,16 @@ def test_each_stage_starts_from_the_one_before(pipeline_file: str) -> None:
 
 
 def test_overrides_reach_all_stages_or_one(pipeline_file: str) -> None:
-    opts = ["SOLVER.MAX_ITER", "3", "first.SOLVER.BASE_LR", "0.125", "OUTPUT_DIR", "elsewhere", "MODEL.WEIGHTS", "start.pth"]
+    opts = [
+        "SOLVER.MAX_ITER",
+        "3",
+        "first.SOLVER.BASE_LR",
+        "0.125",
+        "OUTPUT_DIR",
+        "elsewhere",
+        "MODEL.WEIGHTS",
+        "start.pth",
+    ]
     output_dir, (first, second) = load_stages(pipeline_file, opts)
     assert output_dir == "elsewhere"
     assert (first.cfg.SOLVER.MAX_ITER, second.cfg.SOLVER.MAX_ITER) == (3, 3)

@@ -117,9 +117,7 @@ def _images(
     if not records:
         raise DatasetError(f"{json_file}: field images: empty; expected at least one image")
     if missing:
-        raise DatasetError(
-            f"{json_file}: {missing[0]} is not on disk ({len(missing)} of {len(records)} images are not)"
-        )
+        raise DatasetError(f"{json_file}: {missing[0]} is not on disk ({len(missing)} of {len(records)} images are not)")
     return records
 
 
@@ -164,9 +162,7 @@ def _crowd(json_file: Path, name: str, entry: dict[str, Any]) -> int:
     return int(crowd)
 
 
-def _segmentation(
-    json_file: Path, name: str, entry: dict[str, Any], record: dict[str, Any], skipped: Counter[str]
-) -> Any:
+def _segmentation(json_file: Path, name: str, entry: dict[str, Any], record: dict[str, Any], skipped: Counter[str]) -> Any:
     """Polygons or RLE; None, and counted, where nothing is left."""
     segmentation = entry.get("segmentation")
     if not segmentation:
@@ -208,9 +204,7 @@ def _finite(numbers: list[Any]) -> bool:
 def _rle(json_file: Path, name: str, rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise DatasetError(
-            f"{json_file}: {name}, field segmentation.size: {size}; expected its image's [{height}, {width}]"
-        )
+        raise DatasetError(f"{json_file}: {name}, field segmentation.size: {size}; expected its image's [{height}, {width}]")
     if isinstance(counts, str):
         return {"size": size, "counts": counts}
     if not isinstance(counts, list) or not _finite(counts) or min(counts) < 0 or sum(counts) != height * width:
@@ -222,9 +216,7 @@ def _rle(json_file: Path, name: str, rle: dict[str, Any], height: int, width: in
     return {"size": size, "counts": compressed["counts"].decode("ascii")}
 
 
-def _box(
-    json_file: Path, name: str, entry: dict[str, Any], segmentation: Any, skipped: Counter[str]
-) -> list[float] | None:
+def _box(json_file: Path, name: str, entry: dict[str, Any], segmentation: Any, skipped: Counter[str]) -> list[float] | None:
     """XYWH in pixels, computed from the mask where the file gives none; None, and counted, if it has no area."""
     box = entry.get("bbox")
     if box is None:

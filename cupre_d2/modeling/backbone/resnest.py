@@ -1,17 +1,20 @@
-"""ResNeSt (Zhang et al. 2020) as a Detectron2 backbone, with the parameter names of detectron2-ResNeSt.
+"""ResNeSt (Zhang et al. 2020, https://arxiv.org/abs/2004.08955) for Detectron2, with detectron2-ResNeSt's parameter names.
 
 Published checkpoints load key for key: `stem.conv1_{1,2,3}`, `res{2..5}.{i}.{conv1,conv2,conv3,shortcut}`. Unlike there,
-all norms of Detectron2 can be named, the depths 14 and 26 exist, and `WIDTH_MULTIPLIER` slims the network.
+all norms of Detectron2 can be named, the depths 14 and 26 exist, RADIX switches no other key, and `WIDTH_MULTIPLIER` slims
+the network. There are no deformable stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
-from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from cupre_d2.errors import ConfigError
@@ -26,34 +29,32 @@ BLOCKS = {
     200: (3, 24, 36, 3),
     269: (3, 30, 48, 8),
 }
-SMALL_STEM_DEPTHS = (14, 26, 50)
+STEM_WIDTHS = {14: 32, 26: 32, 50: 32}
+DEFAULT_STEM_WIDTH = 64
+SHALLOW_STEM_WIDTH = 64
 STAGES = ("res2", "res3", "res4", "res5")
 
+Norm = Callable[[int], nn.Module | None]
 
-class Stem(CNNBlockBase):
-    """The first layers, stride 4: three 3x3 convolutions (deep) or one 7x7, then a 3x3 max pooling.
+
+class DeepStem(CNNBlockBase):
+    """Three 3x3 convolutions and a 3x3 max pooling: N x 3 x H x W -> N x 2·width x H/4 x W/4, rounded up.
 
     Args:
-        width: channels of the first two convolutions of a deep stem; it gives twice as many, a shallow one 64/32 of it.
+        width: channels of the first two convolutions.
+        norm: makes a layer from a number of channels.
     """
 
-    def __init__(self, width: int, deep: bool, norm: str, gn_groups: int) -> None:
+    def __init__(self, width: int, norm: Norm) -> None:
         super().__init__(3, 2 * width, 4)
-        self.deep = deep
-        if deep:
-            shapes = [(3, width, 2), (width, width, 1), (width, 2 * width, 1)]
-            for number, (into, out, stride) in enumerate(shapes, start=1):
-                conv = Conv2d(into, out, kernel_size=3, stride=stride, padding=1, bias=False, norm=get_norm(norm, out, gn_groups))
-                weight_init.c2_msra_fill(conv)
-                self.add_module(f"conv1_{number}", conv)
-        else:
-            out = 2 * width
-            self.conv1 = Conv2d(3, out, kernel_size=7, stride=2, padding=3, bias=False, norm=get_norm(norm, out, gn_groups))
-            weight_init.c2_msra_fill(self.conv1)
+        self.conv1_1 = Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False, norm=norm(width))
+        self.conv1_2 = Conv2d(width, width, kernel_size=3, padding=1, bias=False, norm=norm(width))
+        self.conv1_3 = Conv2d(width, 2 * width, kernel_size=3, padding=1, bias=False, norm=norm(2 * width))
+        for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
+            weight_init.c2_msra_fill(conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        convolutions = (self.conv1_1, self.conv1_2, self.conv1_3) if self.deep else (self.conv1,)
-        for conv in convolutions:
+        for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
             x = torch.relu(conv(x))
         return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
@@ -62,11 +63,12 @@ class Bottleneck(CNNBlockBase):
     """1x1 convolution, split attention, 1x1 convolution, and a shortcut.
 
     A stride lies on the average pooling behind the split attention (`avd`), else on its 3x3 convolution; Detectron2's
-    STRIDE_IN_1X1 is not read, as no published ResNeSt strides in a 1x1 convolution.
+    STRIDE_IN_1X1 is not read, as every published ResNeSt strides behind or in the 3x3.
 
     Args:
         group_width: channels inside the bottleneck, all cardinal groups together.
         avg_down: average pooling before the shortcut's 1x1 convolution in place of its stride.
+        norm, gn_groups: see `get_norm`.
     """
 
     def __init__(
@@ -84,17 +86,14 @@ class Bottleneck(CNNBlockBase):
         gn_groups: int,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.conv1 = Conv2d(
-            in_channels, group_width, kernel_size=1, bias=False, norm=get_norm(norm, group_width, gn_groups)
-        )
+        make_norm = partial(get_norm, norm, gn_groups=gn_groups)
+        self.conv1 = Conv2d(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
         pools = avd and stride > 1
         self.conv2 = SplitAttention(
             group_width, stride=1 if pools else stride, groups=groups, radix=radix, norm=norm, gn_groups=gn_groups
         )
         self.avd_layer = nn.AvgPool2d(3, stride, padding=1) if pools else nn.Identity()
-        self.conv3 = Conv2d(
-            group_width, out_channels, kernel_size=1, bias=False, norm=get_norm(norm, out_channels, gn_groups)
-        )
+        self.conv3 = Conv2d(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
         layers = [self.conv1, self.conv3]
         self.shortcut: Conv2d | None = None
         if in_channels != out_channels:
@@ -109,7 +108,7 @@ class Bottleneck(CNNBlockBase):
                 kernel_size=1,
                 stride=1 if avg_down else stride,
                 bias=False,
-                norm=get_norm(norm, out_channels, gn_groups),
+                norm=make_norm(out_channels),
             )
             layers.append(self.shortcut)
         for layer in layers:
@@ -122,24 +121,28 @@ class Bottleneck(CNNBlockBase):
         return torch.relu(out + shortcut)
 
 
-class ResNeSt(Backbone):
+class ResNeSt(ResNet):
     """Maps N x 3 x H x W images to {"res2": stride 4, "res3": 8, "res4": 16, "res5": 32} for the features asked for.
+
+    Sizes that the stride does not divide are rounded up. Stages beyond the deepest feature asked for are not built.
 
     Args:
         depth: 14, 26, 50, 101, 200 or 269.
         radix: splits of the split attention.
         groups: cardinality.
         width_per_group: width of a cardinal group in res2; doubles each stage.
-        bottleneck_width: the bottleneck's channels are `width * bottleneck_width / 64`, for each group.
+        bottleneck_width: a group's channels in the bottleneck are `width * bottleneck_width / 64`, rounded down, as the
+            paper counts them: 2 groups of width 40 have 80 channels in res2.
         res2_out_channels: doubles each stage.
-        deep_stem, avd, avg_down: see `Stem` and `Bottleneck`.
-        width_multiplier: multiplies every number of channels.
+        deep_stem: three 3x3 convolutions in place of one 7x7; their width follows the depth, as published.
+        avd, avg_down: see `Bottleneck`.
+        width_multiplier: above 0; multiplies every number of channels, the stem's too.
         norm, gn_groups: see `get_norm`.
         out_features: from "stem", "res2", …, "res5".
         freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, and so on; frozen batch norms become FrozenBN.
 
     Raises:
-        ConfigError: an unknown depth or feature.
+        ConfigError: an unknown depth, feature or norm, or channels that cannot be split.
     """
 
     def __init__(
@@ -160,71 +163,46 @@ class ResNeSt(Backbone):
         out_features: Sequence[str] = STAGES,
         freeze_at: int = 0,
     ) -> None:
-        super().__init__()
         if depth not in BLOCKS:
             raise ConfigError(f"MODEL.RESNETS.DEPTH {depth}: expected one of {', '.join(map(str, BLOCKS))}")
         unknown = [name for name in out_features if name not in ("stem", *STAGES)]
         if unknown or not out_features:
             raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: expected some of stem, {', '.join(STAGES)}")
-        stem_width = 32 if depth in SMALL_STEM_DEPTHS or not deep_stem else 64
-        self.stem = Stem(round(stem_width * width_multiplier), deep_stem, norm, gn_groups)
-        self._out_features = list(out_features)
-        self._out_feature_channels = {"stem": self.stem.out_channels}
-        self._out_feature_strides = {"stem": 4}
 
-        deepest = max([STAGES.index(name) + 1 for name in out_features if name != "stem"], default=0)
-        self.stage_names = STAGES[:deepest]
-        in_channels = self.stem.out_channels
-        for index, name in enumerate(self.stage_names):
-            out_channels = round(res2_out_channels * 2**index * width_multiplier)
-            width = round(width_per_group * 2**index * width_multiplier)
-            blocks: list[nn.Module] = []
-            for number in range(BLOCKS[depth][index]):
-                blocks.append(
-                    Bottleneck(
-                        in_channels,
-                        out_channels,
-                        int(width * bottleneck_width / 64) * groups,
-                        stride=2 if number == 0 and index > 0 else 1,
-                        groups=groups,
-                        radix=radix,
-                        avd=avd,
-                        avg_down=avg_down,
-                        norm=norm,
-                        gn_groups=gn_groups,
-                    )
+        def scaled(channels: int) -> int:
+            return round(channels * width_multiplier)
+
+        if scaled(min(STEM_WIDTHS[14], width_per_group)) < 1:
+            raise ConfigError(f"MODEL.RESNETS.WIDTH_MULTIPLIER {width_multiplier}: leaves no channel; expected 1.0 or so")
+
+        make_norm = partial(get_norm, norm, gn_groups=gn_groups)
+        stem: CNNBlockBase = (
+            DeepStem(scaled(STEM_WIDTHS.get(depth, DEFAULT_STEM_WIDTH)), make_norm)
+            if deep_stem
+            else BasicStem(3, scaled(SHALLOW_STEM_WIDTH), norm=make_norm)
+        )
+        in_channels = stem.out_channels
+        stages = []
+        for index, num_blocks in enumerate(BLOCKS[depth]):
+            out_channels = scaled(res2_out_channels * 2**index)
+            stages.append(
+                ResNet.make_stage(
+                    Bottleneck,
+                    num_blocks,
+                    in_channels=in_channels,
+                    out_channels=out_channels,
+                    group_width=int(scaled(width_per_group * 2**index) * bottleneck_width / 64) * groups,
+                    stride_per_block=[2 if index > 0 else 1] + [1] * (num_blocks - 1),
+                    groups=groups,
+                    radix=radix,
+                    avd=avd,
+                    avg_down=avg_down,
+                    norm=norm,
+                    gn_groups=gn_groups,
                 )
-                in_channels = out_channels
-            self.add_module(name, nn.Sequential(*blocks))
-            self._out_feature_channels[name] = out_channels
-            self._out_feature_strides[name] = 4 * 2**index
-        self.freeze(freeze_at)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = {}
-        x = self.stem(x)
-        if "stem" in self._out_features:
-            features["stem"] = x
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
-            if name in self._out_features:
-                features[name] = x
-        return features
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
-    def freeze(self, freeze_at: int) -> None:
-        """Freezes the stem from 1 on, res2 from 2 on, and so on, as Detectron2's ResNet does."""
-        if freeze_at >= 1:
-            self.stem.freeze()
-        for level, name in enumerate(self.stage_names, start=2):
-            if freeze_at >= level:
-                for block in getattr(self, name):
-                    block.freeze()
+            )
+            in_channels = out_channels
+        super().__init__(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,0 +1,34 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="cupre_d2",
+    version="0.1.0",
+    description="A good cell segmenter from a handful of annotated microscope images: CUPre as a Detectron2 plugin",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["cupre_d2", "cupre_d2.*"]),
+    # Detectron2 is not on PyPI under its name: see README. Tested versions: requirements.txt.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy<2",
+        "opencv-python-headless<4.12",
+        "setuptools<81",
+        "scipy",
+        "scikit-image",
+        "pillow",
+        "tifffile",
+        "pycocotools",
+        "faster-coco-eval",
+        "shapely",
+        "fvcore",
+        "iopath",
+        "omegaconf<2.4",
+        "tabulate",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate"],
+    },
+)
