@@ -100,7 +100,7 @@ def small_datasets(dataset_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         images = str(dataset_root / f"coco/{split}2017")
         monkeypatch.setitem(metadata.__dict__, "json_file", json_file)
         monkeypatch.setitem(metadata.__dict__, "image_root", images)
-        monkeypatch.setitem(DatasetCatalog.data, name, lambda j=json_file, i=images, n=name: load_coco_json(j, i, None))
+        monkeypatch.setitem(DatasetCatalog.data, name, lambda j=json_file, i=images, n=name: load_coco_json(j, i, n))
     return dataset_root
 
 

@@ -14,12 +14,10 @@ PIPELINES = sorted(str(path) for folder in ("configs", "configs/mini") for path 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", PIPELINES)
 def test_trains(config: str, small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
-    output_dir, stages = load_stages(config, [*slim, "OUTPUT_DIR", str(tmp_path)])
-    steps = pipeline.check(stages, stages, restart=False)
-    pipeline.open_folder(output_dir, stages, stages, restart=False)
-    pipeline.run(output_dir, stages, stages, steps)
+    job = pipeline.prepare(config, [*slim, "OUTPUT_DIR", str(tmp_path)])
+    pipeline.run(job)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [stage["iterations"] for stage in results["stages"]] == list(steps.values())
+    assert [stage["iterations"] for stage in results["stages"]] == list(job.steps.values())
     assert {"bbox", "segm"} <= next(iter(results["metrics"].values())).keys()
 
 

@@ -10,11 +10,8 @@ import sys
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser, launch
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from cupre_d2.engine import pipeline
-from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import CupreError
 
 
@@ -29,41 +26,35 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def prepare(args: argparse.Namespace) -> dict[str, int]:
-    """All that can fail on bad input, before any process is started."""
-    output_dir, stages = load_stages(args.config_file, args.opts)
-    chosen = pipeline.select(stages, args.stage)
-    if args.eval_only:
-        pipeline.weights_to_evaluate(chosen[-1], args.opts)
-        pipeline.trainer_class(chosen[-1]).plan(chosen[-1].cfg)
-        return {}
-    steps = pipeline.check(stages, chosen, args.restart)
-    pipeline.open_folder(output_dir, stages, chosen, args.restart)
-    return steps
+def train(job: pipeline.Job) -> None:
+    pipeline.log_to(job.output_dir)
+    pipeline.run(job)
 
 
-def main(args: argparse.Namespace, steps: dict[str, int]) -> None:
-    output_dir, stages = load_stages(args.config_file, args.opts)
-    chosen = pipeline.select(stages, args.stage)
-    for name in ("detectron2", "fvcore", "cupre_d2"):
-        setup_logger(str(Path(output_dir) / "log.txt"), distributed_rank=comm.get_rank(), name=name)
+def evaluate(job: pipeline.Evaluation) -> None:
+    pipeline.log_to(job.output_dir)
+    pipeline.evaluate(job)
+
+
+def main(args: argparse.Namespace) -> None:
+    job: pipeline.Job | pipeline.Evaluation
     if args.eval_only:
-        pipeline.evaluate(chosen[-1], pipeline.weights_to_evaluate(chosen[-1], args.opts))
+        job = pipeline.prepare_evaluation(args.config_file, args.opts, args.stage)
     else:
-        pipeline.run(output_dir, stages, chosen, steps)
+        job = pipeline.prepare(args.config_file, args.opts, args.stage, args.restart)
+    launch(
+        evaluate if args.eval_only else train,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(job,),
+    )
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     try:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments, prepare(arguments)),
-        )
+        main(parse_args())
     except CupreError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,8 @@
 """Stages, pipelines and the trainers that run them; importing this registers the trainers."""
 
 from cupre_d2.engine.alternating import AlternatingTrainer
+from cupre_d2.engine.pipeline import train
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.engine.trainers import DetectionTrainer, MoCoTrainer
 
-__all__ = ["TRAINER_REGISTRY", "AlternatingTrainer", "DetectionTrainer", "MoCoTrainer", "StageTrainer"]
+__all__ = ["TRAINER_REGISTRY", "AlternatingTrainer", "DetectionTrainer", "MoCoTrainer", "StageTrainer", "train"]

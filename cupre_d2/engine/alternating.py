@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
 from cupre_d2.data.loaders import (
     Record,
@@ -17,11 +16,10 @@ from cupre_d2.data.loaders import (
     unlabeled_records,
 )
 from cupre_d2.engine.preflight import check_annotated, check_solver, check_unlabeled
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
-from cupre_d2.engine.trainers import build_network
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer, build_evaluator
+from cupre_d2.engine.trainers import build_network, trainable_here
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
-from cupre_d2.modeling.norms import revert_sync_batchnorm
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
 from cupre_d2.solver.l2_sp import L2SP
 
@@ -129,9 +127,7 @@ class AlternatingTrainer(StageTrainer):
 
         detector = build_network(cfg)
         self.backbone = detector.get_submodule("backbone.bottom_up")
-        self.moco = MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
-        if comm.get_world_size() == 1:
-            self.moco = revert_sync_batchnorm(self.moco)
+        self.moco = trainable_here(cfg, MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE))
         self.moco.warn_if_queue_exceeds(len(self._unlabeled))
         self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
@@ -156,6 +152,8 @@ class AlternatingTrainer(StageTrainer):
         check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER")
         check_annotated(cfg, cfg.DATASETS.TRAIN)
         check_annotated(cfg, cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TEST:
+            build_evaluator(cfg, name)
         check_unlabeled(cfg)
         backbone_policy(cfg)
         annotated, unlabeled = training_records(cfg), unlabeled_records(cfg)

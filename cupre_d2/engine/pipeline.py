@@ -5,19 +5,21 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
-from cupre_d2.engine.stages import Stage, closest
+from cupre_d2.engine.stages import Stage, closest, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,62 @@ FREE_KEYS = (
     "TEST.OVERLAYS",
     "VIS_PERIOD",
 )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pipeline whose input has been checked and whose folder is ready.
+
+    Attributes:
+        chosen: the stages to run unless they are finished.
+        steps: iterations of each stage that will run, by name.
+    """
+
+    output_dir: str
+    stages: list[Stage]
+    chosen: list[Stage]
+    steps: dict[str, int]
+
+
+def prepare(config_file: str, opts: Sequence[Any] = (), only: str | None = None, restart: bool = False) -> Job:
+    """Does all that can fail on bad input before anything trains.
+
+    Args:
+        config_file: a pipeline's or a stage's YAML.
+        opts: overrides, `KEY, value, STAGE.KEY, value, …`.
+        only: name of the one stage to run.
+        restart: removes what earlier runs of the chosen stages left.
+
+    Raises:
+        CupreError: one line on what cannot be used.
+    """
+    output_dir, stages = load_stages(config_file, opts)
+    chosen = select(stages, only)
+    steps = check(stages, chosen, restart)
+    open_folder(output_dir, stages, chosen, restart)
+    return Job(output_dir, stages, chosen, steps)
+
+
+def train(
+    config_file: str, overrides: Mapping[str, Any] | None = None, only: str | None = None, restart: bool = False
+) -> Metrics:
+    """Trains a pipeline in this process, as tools/train_net.py does.
+
+    Args:
+        overrides: values by `KEY` or `STAGE.KEY`; the other arguments and the errors are those of `prepare`.
+
+    Returns:
+        The last stage's metrics, {data set: {"bbox" or "segm": {name: percent}}}; they are in OUTPUT_DIR/results.json too.
+    """
+    job = prepare(config_file, [item for pair in (overrides or {}).items() for item in pair], only, restart)
+    log_to(job.output_dir)
+    return run(job)
+
+
+def log_to(output_dir: str) -> None:
+    """Logs to the terminal and to OUTPUT_DIR/log.txt."""
+    for name in ("detectron2", "fvcore", "cupre_d2"):
+        setup_logger(os.path.join(output_dir, "log.txt"), distributed_rank=comm.get_rank(), name=name)
 
 
 def select(stages: Sequence[Stage], only: str | None) -> list[Stage]:
@@ -133,22 +191,22 @@ def trainer_class(stage: Stage) -> Any:
     return known[stage.cfg.TRAINER]
 
 
-def run(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage], steps: dict[str, int]) -> None:
+def run(job: Job) -> Metrics:
     """Trains the chosen stages that are not finished, then writes OUTPUT_DIR/results.json when all of them are.
 
-    Args:
-        steps: iterations of each stage that will run, from `check`.
+    Returns:
+        The metrics of the last stage that is finished.
     """
     records: list[StageRecord] = []
     pace = PipelinePace()
-    for number, stage in enumerate(stages, start=1):
+    for number, stage in enumerate(job.stages, start=1):
         record = StageRecord.read(stage.folder)
         if record:
-            logger.info(f"stage {number}/{len(stages)} {stage.name}: finished before, skipped")
-        elif stage in chosen:
-            pace.title = f"stage {number}/{len(stages)} {stage.name}"
-            later = [s for s in chosen if stages.index(s) >= number and s.name in steps]
-            pace.later = [(s.cfg.TRAINER, steps[s.name]) for s in later]
+            logger.info(f"stage {number}/{len(job.stages)} {stage.name}: finished before, skipped")
+        elif stage in job.chosen:
+            pace.title = f"stage {number}/{len(job.stages)} {stage.name}"
+            coming = [later for later in job.stages[number:] if later.name in job.steps]
+            pace.later = [(later.cfg.TRAINER, job.steps[later.name]) for later in coming]
             record = _run_stage(stage, pace)
             # Hooks and trainer refer to each other: without this, the next stage would find the last one's memory in use.
             gc.collect()
@@ -156,12 +214,16 @@ def run(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage], steps
             records.append(record)
             pace.done += record.iterations
             pace.paces[record.trainer] = record.seconds / max(record.iterations, 1)
-    if len(records) == len(stages) and comm.is_main_process():
-        path = Path(output_dir) / "results.json"
-        write_results(path, records, stages[-1].cfg)
-        seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
-        logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
-        logger.info(f"results: {path}   pictures: {stages[-1].folder / 'overlays'}")
+    if len(records) == len(job.stages) and comm.is_main_process():
+        _report(Path(job.output_dir) / "results.json", records, job.stages[-1])
+    return records[-1].metrics if records else {}
+
+
+def _report(path: Path, records: Sequence[StageRecord], last: Stage) -> None:
+    write_results(path, records, last.cfg)
+    seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
+    logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
+    logger.info(f"results: {path}   pictures: {last.folder / 'overlays'}")
 
 
 def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:
@@ -178,29 +240,41 @@ def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:
     return record
 
 
-def weights_to_evaluate(stage: Stage, opts: Sequence[Any]) -> str:
-    """The checkpoint for --eval-only: MODEL.WEIGHTS of the command line, else the stage's own last one.
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint to evaluate on the DATASETS.TEST of a stage."""
+
+    output_dir: str
+    stage: Stage
+    weights: str
+
+
+def prepare_evaluation(config_file: str, opts: Sequence[Any] = (), only: str | None = None) -> Evaluation:
+    """Checks what --eval-only needs: MODEL.WEIGHTS of `opts`, else the checkpoint of the stage (by default the last).
 
     Raises:
-        CheckpointError: there is no such file.
+        CupreError: one line on what cannot be used.
     """
+    output_dir, stages = load_stages(config_file, opts)
+    stage = select(stages, only)[-1]
     given = dict(zip(opts[0::2], opts[1::2], strict=True)).get("MODEL.WEIGHTS")
-    path = str(given or stage.final_checkpoint)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"--eval-only: {path}: no such file; train first or give MODEL.WEIGHTS")
-    return path
+    weights = str(given or stage.final_checkpoint)
+    if not os.path.isfile(weights):
+        raise CheckpointError(f"--eval-only: {weights}: no such file; train first or give MODEL.WEIGHTS")
+    trainer_class(stage).plan(stage.cfg)
+    return Evaluation(output_dir, stage, weights)
 
 
-def evaluate(stage: Stage, weights: str) -> Metrics:
-    """Evaluates a checkpoint on the stage's DATASETS.TEST; writes `evaluation.json` beside the stage's folder.
+def evaluate(job: Evaluation) -> Metrics:
+    """Evaluates a checkpoint; the metrics go to OUTPUT_DIR/evaluation.json too.
 
     Raises:
-        CheckpointError: the checkpoint does not fit.
+        CheckpointError: the checkpoint does not fit the model.
     """
-    trainer = trainer_class(stage)(stage.cfg)
-    load_initial_weights(trainer.model, weights)
+    trainer = trainer_class(job.stage)(job.stage.cfg)
+    load_initial_weights(trainer.model, job.weights)
     metrics = trainer.test()
     if comm.is_main_process():
-        write_json(stage.folder.parent / "evaluation.json", {"weights": weights, "metrics": metrics})
-        logger.info(f"{weights}\n{table(metrics)}")
+        write_json(Path(job.output_dir) / "evaluation.json", {"weights": job.weights, "metrics": metrics})
+        logger.info(f"{job.weights}\n{table(metrics)}")
     return metrics

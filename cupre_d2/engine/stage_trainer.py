@@ -44,6 +44,16 @@ class RegularizedModel(nn.Module):
         return {**self.model(batched_inputs), "loss_l2sp": self.l2_sp.loss()}
 
 
+def build_evaluator(cfg: CfgNode, name: str) -> CellCOCOEvaluator:
+    """The evaluator of a data set of DATASETS.TEST; raises ConfigError for limits that cannot be."""
+    return CellCOCOEvaluator(
+        name,
+        max_dets=cfg.TEST.CELL_COCO.MAX_DETS,
+        area_limits=cfg.TEST.CELL_COCO.AREA_LIMITS,
+        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
+    )
+
+
 @dataclass
 class Phase:
     """One kind of training step: a model and its data (Detectron2's SimpleTrainer) with its own schedule."""
@@ -189,15 +199,8 @@ class StageTrainer(TrainerBase):
         results: dict[str, Any] = {}
         modes = {module: module.training for module in self.model.modules()}
         for name in self.cfg.DATASETS.TEST:
-            evaluators: list[Any] = [
-                CellCOCOEvaluator(
-                    name,
-                    max_dets=self.cfg.TEST.CELL_COCO.MAX_DETS,
-                    area_limits=self.cfg.TEST.CELL_COCO.AREA_LIMITS,
-                    output_dir=os.path.join(self.cfg.OUTPUT_DIR, "inference", name),
-                )
-            ]
-            if self.cfg.TEST.OVERLAYS and comm.is_main_process():
+            evaluators: list[Any] = [build_evaluator(self.cfg, name)]
+            if self.cfg.TEST.OVERLAYS:
                 evaluators.append(OverlayWriter(name, self.cfg.TEST.OVERLAYS, self.cfg.OUTPUT_DIR))
             loader = build_test_loader(self.cfg, name)
             results[name] = inference_on_dataset(self.model, loader, DatasetEvaluators(evaluators))

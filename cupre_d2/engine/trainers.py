@@ -10,7 +10,7 @@ from torch import nn
 
 from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
 from cupre_d2.engine.preflight import check_annotated, check_solver, check_unlabeled
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer, build_evaluator
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
 from cupre_d2.modeling.norms import revert_sync_batchnorm
@@ -21,13 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """The config's meta-architecture; synchronised batch norms become plain ones where there is one process."""
-    model = build_model(cfg)
-    if comm.get_world_size() == 1:
-        model = revert_sync_batchnorm(model)
+    """The config's meta-architecture, able to train here."""
+    model = trainable_here(cfg, build_model(cfg))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {parameters / 1e6:.1f} M parameters")
     return model
+
+
+def trainable_here(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Makes synchronised batch norms plain ones where they cannot train: in a single process, and on a CPU."""
+    return revert_sync_batchnorm(model) if comm.get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu" else model
 
 
 @TRAINER_REGISTRY.register()
@@ -52,6 +55,8 @@ class DetectionTrainer(StageTrainer):
         check_annotated(cfg, cfg.DATASETS.TRAIN)
         training_records(cfg)
         check_annotated(cfg, cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TEST:
+            build_evaluator(cfg, name)
         return cfg.SOLVER.MAX_ITER
 
     def after_initial_weights(self) -> None:

@@ -223,15 +223,11 @@ def records_to_coco(name: str, records: Sequence[dict[str, Any]]) -> dict[str, A
                 }
             )
     # A category without ground truth has neither AP nor AR, so that the data set's full list of classes isn't needed.
-    categories = [
-        {"id": category, "name": str(category)} for category in sorted({a["category_id"] for a in annotations})
-    ]
+    categories = [{"id": category, "name": str(category)} for category in sorted({a["category_id"] for a in annotations})]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-def to_rle(
-    segmentation: Mapping[str, Any] | Sequence[Sequence[float]] | None, height: int, width: int
-) -> dict[str, Any]:
+def to_rle(segmentation: Mapping[str, Any] | Sequence[Sequence[float]] | None, height: int, width: int) -> dict[str, Any]:
     """Polygons, or an RLE of any of COCO's kinds, as one compressed RLE.
 
     Raises:

@@ -36,8 +36,8 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
         gn_groups: groups of GroupNorm; their greatest common divisor with `channels` is taken.
 
     Returns:
-        The layer; None for "". In a single process the synchronised norms are plain batch norms of the same keys, and so
-        is torch's own where there is no GPU, without which it cannot synchronise.
+        The layer; None for "". In a single process the synchronised norms are plain batch norms of the same keys, and
+        so is torch's own where there is no GPU, as it cannot synchronise there.
 
     Raises:
         ConfigError: an unknown norm.

@@ -1,4 +1,4 @@
-"""Split attention (Zhang et al. 2020, ResNeSt, https://arxiv.org/abs/2004.08955, §3.1), named as in detectron2-ResNeSt."""
+"""Split attention (Zhang et al. 2020, ResNeSt, §3.1), with the parameter names of detectron2-ResNeSt."""
 
 import math
 
@@ -18,8 +18,8 @@ VALUES_PER_GROUP = 4
 class SplitAttention(nn.Module):
     """A 3x3 convolution into `radix` splits, and their sum weighted by attention over the splits.
 
-    conv -> bn0 -> ReLU -> radix splits; their sum, globally pooled -> fc1 -> bn1 -> ReLU -> fc2 -> softmax over the splits
-    (sigmoid when radix is 1), for each cardinal group apart -> weighted sum of the splits.
+    conv -> bn0 -> ReLU -> radix splits; their sum, globally pooled -> fc1 -> bn1 -> ReLU -> fc2 -> softmax over the
+    splits (sigmoid when radix is 1), for each cardinal group apart -> weighted sum of the splits.
 
     The paper has no GroupNorm. Here bn1, whose map is 1x1, takes as many groups as leave each four values or more: with
     one value a group, as in 32 groups of 32 channels, its output would not depend on the image.
@@ -42,8 +42,8 @@ class SplitAttention(nn.Module):
         hidden = max(channels * radix // REDUCTION, SMALLEST_HIDDEN)
         if min(groups, radix) < 1 or channels % (groups * radix) or hidden % groups:
             raise ConfigError(
-                f"MODEL.RESNETS.RADIX {radix}, NUM_GROUPS {groups}: a bottleneck of {channels} channels (hidden layer "
-                f"{hidden}) cannot be split so; expected values of 1 or more whose product divides the channels"
+                f"MODEL.RESNETS.RADIX {radix}, NUM_GROUPS {groups}: cannot split a bottleneck of {channels} channels "
+                f"(attention: {hidden}); expected values of 1 or more whose product divides the channels"
             )
         self.radix = radix
         self.groups = groups

@@ -109,9 +109,7 @@ def test_only_prefix_needs_a_match_of_its_own(tmp_path: Path) -> None:
     weights = {key: value for key, value in random_weights(network()).items() if "bottom_up" not in key}
     path = saved(weights, tmp_path / "weights.pth")
     load_initial_weights(network(), path)
-    with pytest.raises(
-        CheckpointError, match=r"no key under backbone\.bottom_up\. fits .*expected backbone.bottom_up.0.w"
-    ):
+    with pytest.raises(CheckpointError, match=r"no key under backbone\.bottom_up\. fits .*expected backbone.bottom_up.0.w"):
         load_initial_weights(network(), path, only_prefix="backbone.bottom_up.")
 
 
@@ -123,10 +121,7 @@ def test_no_matching_key_is_refused_with_what_was_expected_and_found(tmp_path: P
         load_initial_weights(model, saved(weights, tmp_path / "foreign.pth"))
     message = str(caught.value)
     assert "foreign.pth: no key fits the model; expected backbone.bottom_up.0.weight, " in message
-    assert (
-        "found layer1.0.weight, layer1.1.weight, layer1.2.weight, layer1.3.weight, layer1.4.weight and 2 more"
-        in message
-    )
+    assert "found layer1.0.weight, layer1.1.weight, layer1.2.weight, layer1.3.weight, layer1.4.weight and 2 more" in message
     assert "\n" not in message
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -21,12 +21,9 @@ def write_pipeline(folder: Path) -> str:
 
 
 def run(config: str, opts: list[str], only: str | None = None, restart: bool = False) -> tuple[str, list[Stage]]:
-    output_dir, stages = load_stages(config, opts)
-    chosen = pipeline.select(stages, only)
-    steps = pipeline.check(stages, chosen, restart)
-    pipeline.open_folder(output_dir, stages, chosen, restart)
-    pipeline.run(output_dir, stages, chosen, steps)
-    return output_dir, stages
+    job = pipeline.prepare(config, opts, only, restart)
+    pipeline.run(job)
+    return job.output_dir, job.stages
 
 
 def modified(stages: list[Stage]) -> list[int]:

@@ -284,9 +284,7 @@ def test_warns_of_images_with_more_cells_than_count(registered, caplog: pytest.L
 def test_results_file_has_the_data_sets_own_ids(registered, tmp_path: Path) -> None:
     registered([record(42, [annotation(disc(20, 20, 10), category=1)])])
     MetadataCatalog.get(NAME).thing_dataset_id_to_contiguous_id = {7: 0, 90: 1}
-    results = run(
-        CellCOCOEvaluator(NAME, output_dir=str(tmp_path / "new")), {42: detected([disc(20, 20, 10)], [0.5], [1])}
-    )
+    results = run(CellCOCOEvaluator(NAME, output_dir=str(tmp_path / "new")), {42: detected([disc(20, 20, 10)], [0.5], [1])})
     (written,) = json.loads((tmp_path / "new" / "instances_results.json").read_text())
     assert (written["image_id"], written["category_id"], written["score"]) == (42, 90, 0.5)
     assert written["bbox"] == [10, 10, 21, 21]

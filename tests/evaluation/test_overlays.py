@@ -79,9 +79,7 @@ def test_holes_stay_open_and_parts_together() -> None:
 def test_fill_is_translucent_and_each_cell_has_its_colour() -> None:
     grey = np.full_like(BLACK, 100)
     masks = [square(4 + 24 * (i % 5), 4 + 24 * (i // 5), 16) for i in range(15)]
-    left, right = panels(
-        draw_overlay(grey, {"annotations": [annotation(m) for m in masks]}, detected(masks, [0.9] * 15))
-    )
+    left, right = panels(draw_overlay(grey, {"annotations": [annotation(m) for m in masks]}, detected(masks, [0.9] * 15)))
     centres = [tuple(left[ZOOM * (12 + 24 * (i // 5)), ZOOM * (12 + 24 * (i % 5))]) for i in range(15)]
     assert len(set(centres)) == 15
     assert all(max(colour) < 200 and min(colour) > 40 for colour in centres)
@@ -195,9 +193,7 @@ def test_image_ids_that_are_no_file_names(dataset: list[dict[str, Any]], tmp_pat
     assert {path.parent.name for path in (tmp_path / "deep").rglob("*.png")} == {"overlays"}
 
 
-def test_says_what_was_not_drawn(
-    dataset: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_says_what_was_not_drawn(dataset: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         run(OverlayWriter(NAME, 3, str(tmp_path)), dataset[:1])
     assert names(tmp_path) == {"im0.png", "overview.png"}

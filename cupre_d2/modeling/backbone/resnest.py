@@ -1,8 +1,8 @@
-"""ResNeSt (Zhang et al. 2020, https://arxiv.org/abs/2004.08955) for Detectron2, with detectron2-ResNeSt's parameter names.
+"""ResNeSt (Zhang et al. 2020, https://arxiv.org/abs/2004.08955) as a Detectron2 backbone.
 
-Published checkpoints load key for key: `stem.conv1_{1,2,3}`, `res{2..5}.{i}.{conv1,conv2,conv3,shortcut}`. Unlike there,
-all norms of Detectron2 can be named, the depths 14 and 26 exist, RADIX switches no other key, and `WIDTH_MULTIPLIER` slims
-the network. There are no deformable stages.
+The parameter names are detectron2-ResNeSt's, so published checkpoints load key for key: `stem.conv1_{1,2,3}`,
+`res{2..5}.{i}.{conv1,conv2,conv3,shortcut}`. Unlike there, all norms of Detectron2 can be named, the depths 14 and 26
+exist, RADIX switches no other key, and WIDTH_MULTIPLIER slims the network. There are no deformable stages yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -173,7 +173,7 @@ class ResNeSt(ResNet):
             return round(channels * width_multiplier)
 
         if scaled(min(STEM_WIDTHS[14], width_per_group)) < 1:
-            raise ConfigError(f"MODEL.RESNETS.WIDTH_MULTIPLIER {width_multiplier}: leaves no channel; expected 1.0 or so")
+            raise ConfigError(f"MODEL.RESNETS.WIDTH_MULTIPLIER {width_multiplier}: leaves a layer without channels")
 
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
         stem: CNNBlockBase = (
@@ -216,7 +216,7 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {input_shape.channels} channels; ResNeSt's stem takes 3")
     if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable stages are not supported yet; expected all False")
+        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable stages are not supported yet")
     if resnets.RES5_DILATION != 1:
         raise ConfigError(f"MODEL.RESNETS.RES5_DILATION {resnets.RES5_DILATION}: expected 1")
     return ResNeSt(
