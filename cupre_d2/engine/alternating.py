@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from detectron2.config import CfgNode
 
@@ -127,7 +127,8 @@ class AlternatingTrainer(StageTrainer):
 
         detector = build_network(cfg)
         self.backbone = detector.get_submodule("backbone.bottom_up")
-        self.moco = trainable_here(cfg, MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE))
+        moco = MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
+        self.moco = cast(MoCo, trainable_here(cfg, moco))
         self.moco.warn_if_queue_exceeds(len(self._unlabeled))
         self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
