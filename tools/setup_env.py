@@ -34,7 +34,7 @@ def check_python(version: tuple[int, ...]) -> None:
 
 def make_venv(folder: Path) -> Path:
     """The environment's Python; the environment is made if there is none."""
-    python = folder / "bin" / "python"
+    python = folder.absolute() / "bin" / "python"
     if not python.exists():
         print(f"set-up: making {folder}")
         result = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=False)
