@@ -76,8 +76,11 @@ class ProgressPrinter(EventWriter):
             # Hooks write once more after the last step, and also when the first step has failed.
             return
         values = []
+        latest = storage.latest()
         for name, history in storage.histories().items():
-            if "loss" in name or name in ("contrastive_accuracy", "embedding_std"):
+            # Of AMT², the losses of the phase that is not running are old.
+            now = latest[name][1] == storage.iter
+            if now and ("loss" in name or name in ("contrastive_accuracy", "embedding_std")):
                 values.append(f"{name}: {history.median(storage.count_samples(name, self._window)):.4g}")
         learning_rate = storage.history("lr").latest()
         position = self._trainer.position()

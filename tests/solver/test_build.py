@@ -1,0 +1,90 @@
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from torch import nn
+
+from cupre_d2 import add_cupre_config
+from cupre_d2.errors import ConfigError
+from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3), "norm": nn.GroupNorm(2, 4), "frozen": nn.Conv2d(4, 4, 1)})
+        self.backbone["frozen"].requires_grad_(False)
+        self.head = nn.Linear(4, 2)
+
+
+@pytest.fixture()
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_cupre_config(cfg)
+    cfg.SOLVER.BASE_LR = 0.1
+    cfg.SOLVER.WEIGHT_DECAY = 0.25
+    return cfg
+
+
+def decays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_sgd_decays_as_detectron2(cfg: CfgNode) -> None:
+    model = Model()
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    found = decays(model, optimizer)
+    assert found["backbone.conv.weight"] == found["head.weight"] == found["head.bias"] == 0.25
+    assert found["backbone.norm.weight"] == 0.0
+    assert "backbone.frozen.weight" not in found
+
+
+def test_adamw_decays_weights_only(cfg: CfgNode) -> None:
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    model = Model()
+    found = decays(model, build_optimizer(cfg, model))
+    assert {name for name, decay in found.items() if decay} == {"backbone.conv.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_l2sp_takes_over_the_backbones_decay(cfg: CfgNode, optimizer: str) -> None:
+    cfg.SOLVER.OPTIMIZER = optimizer
+    model = Model()
+    taken = backbone_decay_parameters(model)
+    assert list(taken) == ["conv.weight"]
+    found = decays(model, build_optimizer(cfg, model, exclude_decay=taken.values()))
+    assert found["backbone.conv.weight"] == 0
+    assert found["head.weight"] == 0.25
+
+
+def test_bottom_up_is_the_backbone_of_a_pyramid() -> None:
+    pyramid = nn.Module()
+    pyramid.bottom_up = nn.Conv2d(3, 3, 1)
+    pyramid.lateral = nn.Conv2d(3, 3, 1)
+    model = nn.Module()
+    model.backbone = pyramid
+    assert backbone_decay_parameters(model)["weight"] is pyramid.bottom_up.weight
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_clips_the_norm_of_the_whole_gradient(cfg: CfgNode, optimizer: str) -> None:
+    cfg.SOLVER.OPTIMIZER = optimizer
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 5.0
+    model = Model()
+    stepper = build_optimizer(cfg, model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    stepper.step()
+    assert torch.cat([parameter.grad.flatten() for parameter in trained]).norm().item() == pytest.approx(5.0, rel=1e-4)
+    copy = build_optimizer(cfg, model)
+    copy.load_state_dict(stepper.state_dict())
+
+
+def test_unknown_optimizer(cfg: CfgNode) -> None:
+    cfg.SOLVER.OPTIMIZER = "AdamWW"
+    with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER 'AdamWW': did you mean AdamW"):
+        build_optimizer(cfg, Model())
