@@ -56,5 +56,7 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except CupreError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        # A loader's process sends its error with its stack; the last line is the error.
+        line = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)

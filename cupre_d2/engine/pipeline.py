@@ -20,7 +20,7 @@ from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, closest, load_stages
-from cupre_d2.errors import CheckpointError, ConfigError
+from cupre_d2.errors import CheckpointError, ConfigError, CupreError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ def prepare(config_file: str, opts: Sequence[Any] = (), only: str | None = None,
     output_dir, stages = load_stages(config_file, opts)
     chosen = select(stages, only)
     steps = check(stages, chosen, restart)
+    if restart and only:
+        later = [stage.name for stage in stages[stages.index(chosen[0]) + 1 :] if StageRecord.read(stage.folder)]
+        if later:
+            logger.warning(f"--restart of {only}: {', '.join(later)} stay as trained from its earlier weights")
     open_folder(output_dir, stages, chosen, restart)
     return Job(output_dir, stages, chosen, steps)
 
@@ -90,6 +94,12 @@ def log_to(output_dir: str) -> None:
     """Logs to the terminal and to OUTPUT_DIR/log.txt."""
     for name in ("detectron2", "fvcore", "cupre_d2"):
         setup_logger(os.path.join(output_dir, "log.txt"), distributed_rank=comm.get_rank(), name=name)
+    # Detectron2 logs the stack of whatever ends training; of bad input, people get one line from the tool.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
+
+
+def _is_no_input_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], CupreError))
 
 
 def select(stages: Sequence[Stage], only: str | None) -> list[Stage]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,18 @@ def test_missing_data_folder(tmp_path: Path) -> None:
     assert "DETECTRON2_DATASETS" in line
     assert "stage1_train" in line
     assert "datasets/README.md" in line
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_image_that_breaks_off(dataset_root: Path, slim: list[str], tmp_path: Path, workers: str) -> None:
+    root = tmp_path / "datasets"
+    shutil.copytree(dataset_root / "bbbc038", root / "bbbc038")
+    for image in root.glob("bbbc038/stage1_train/*/images/*.png"):
+        image.write_bytes(image.read_bytes()[:-200])
+    config = ["--config-file", "configs/mini/scratch_bbbc038_5pct.yaml"]
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", workers]
+    run = train_net(*config, *opts, root=root)
+    assert re.fullmatch(r"train_net.py: \S+/images/\w+\.png: .*(truncated|read).*", error_line(run))
 
 
 @pytest.mark.parametrize(
