@@ -24,6 +24,8 @@ setup(
         "fvcore",
         "iopath",
         "omegaconf<2.4",
+        "matplotlib",
+        "pyyaml",
         "tabulate",
         "tensorboard",
         "tqdm",

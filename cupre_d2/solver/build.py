@@ -1,7 +1,7 @@
 """Optimizers from a config: Detectron2's keys, AdamW, and parameters whose decay L2-SP takes over."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from cupre_d2.errors import ConfigError
 
 OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+CLIP_TYPES = ("full_model", "value", "norm")
 
 
 def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -35,13 +36,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
         exclude_decay: parameters without weight decay, e.g. those under L2-SP.
 
     Raises:
-        ConfigError: an unknown optimizer.
+        ConfigError: an unknown optimizer or type of clipping.
     """
     solver = cfg.SOLVER
-    if solver.OPTIMIZER not in OPTIMIZERS:
-        close = difflib.get_close_matches(solver.OPTIMIZER, OPTIMIZERS, n=1, cutoff=0.3)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(OPTIMIZERS)}"
-        raise ConfigError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r}: {hint}")
+    _check_known("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    if solver.CLIP_GRADIENTS.ENABLED:
+        _check_known("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
     excluded = {id(parameter) for parameter in exclude_decay}
     groups = _parameter_groups(solver, model, excluded)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
@@ -51,6 +51,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
         return _clipping_whole_gradient(kind, solver.CLIP_GRADIENTS)(groups, **options)
     return maybe_add_gradient_clipping(cfg, kind(groups, **options))
+
+
+def _check_known(key: str, value: str, known: Collection[str]) -> None:
+    if value in known:
+        return
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.3)
+    hint = f"did you mean {by_lower[close[0]]}?" if close else f"expected one of {', '.join(known)}"
+    raise ConfigError(f"{key} {value!r}: {hint}")
 
 
 def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> list[dict[str, Any]]:

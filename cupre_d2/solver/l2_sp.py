@@ -1,6 +1,6 @@
 """L2-SP (Li et al. 2018): a penalty that pulls weights to where they started rather than to zero."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ class L2SP:
     new parameters keep the optimizer's weight decay.
 
     Args:
-        parameters: any set of parameters by name; their present values are the first anchor weights w⁰.
+        parameters: any set of parameters by name, a mapping or pairs as of `named_parameters()`; their present values are
+            the first anchor weights w⁰.
         alpha: in [0, 1].
         weight: not negative.
 
@@ -25,14 +26,16 @@ class L2SP:
         ConfigError: no parameter, or a value outside its range.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], alpha: float, weight: float) -> None:
-        if not parameters:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]], alpha: float, weight: float
+    ) -> None:
+        self._parameters = dict(parameters)
+        if not self._parameters:
             raise ConfigError("SOLVER.L2SP: no parameter to regularise; is the backbone frozen?")
         if not 0 <= alpha <= 1:
             raise ConfigError(f"SOLVER.L2SP.ALPHA {alpha}: expected a number from 0 to 1")
         if not weight >= 0:
             raise ConfigError(f"SOLVER.L2SP.WEIGHT {weight}: expected a number that is not negative")
-        self._parameters = dict(parameters)
         self._alpha = alpha
         self._weight = weight
         self.set_anchor_weights()
@@ -59,6 +62,11 @@ class L2SP:
         Raises:
             CheckpointError: other names or shapes than this set of parameters.
         """
+        unknown = sorted(set(state) - set(self._parameters))
+        if unknown:
+            raise CheckpointError(
+                f"anchor weights of {', '.join(unknown)}: not under L2-SP here; expected a checkpoint of the same config"
+            )
         for name, parameter in self._parameters.items():
             found = tuple(state[name].shape) if name in state else None
             if found != tuple(parameter.shape):

@@ -1,11 +1,16 @@
 import math
+import warnings
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import create_ddp_model
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional
@@ -147,6 +152,54 @@ def test_collapse_signal() -> None:
     assert embedding_std(spread[:1].repeat(10, 1)).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_collapsed_encoder_is_never_right() -> None:
+    moco = make(projector="linear")
+    for projector in (moco.projector, moco.key_projector):
+        nn.init.zeros_(projector.weight)
+        nn.init.ones_(projector.bias)
+    with EventStorage() as storage:
+        for step in range(3):
+            moco(batch(4, step))
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest["contrastive_accuracy"] == 0
+    assert latest["embedding_std"] == pytest.approx(0, abs=1e-6)
+
+
+def test_evaluation_embeds_and_changes_nothing() -> None:
+    moco = make().eval()
+    before = {name: tensor.clone() for name, tensor in moco.state_dict().items()}
+    outputs = moco([{"query": inputs["query"]} for inputs in batch(3)])
+    assert torch.allclose(torch.stack([output["embedding"] for output in outputs]).norm(dim=1), torch.ones(3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moco.state_dict().items())
+
+
+def _train_one_step(rank: int, file: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    seed_all_rng(7 + rank)
+    moco = MoCo(query_encoder=TinyEncoder(), dim=DIM, queue_size=12)
+    network = create_ddp_model(moco, broadcast_buffers=False, device_ids=None)
+    torch.save(moco.queue, f"{file}_start_{rank}")
+    for step in range(2):
+        network(batch(4, 2 * step + rank))["loss_contrastive"].backward()
+    torch.save(moco.state_dict(), f"{file}_end_{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_one_queue(tmp_path: Path) -> None:
+    file = tmp_path / "rendezvous"
+    torch.multiprocessing.spawn(_train_one_step, (str(file),), nprocs=2)
+    first, second = (torch.load(f"{file}_start_{rank}") for rank in range(2))
+    assert torch.equal(first, second)
+    ends = [torch.load(f"{file}_end_{rank}") for rank in range(2)]
+    # Two steps of 2 x 4 keys in a queue of 12: all are new, the first four overwritten.
+    assert not (ends[0]["queue"] == first).all(1).any()
+    assert torch.equal(ends[0]["queue"], ends[1]["queue"])
+    assert int(ends[0]["queue_pointer"]) == int(ends[1]["queue_pointer"]) == 4
+
+
 def test_warns_of_a_queue_longer_than_the_data(caplog: pytest.LogCaptureFixture) -> None:
     moco = make()
     moco.warn_if_queue_exceeds(12)
@@ -159,16 +212,19 @@ def test_learns_to_tell_images_apart() -> None:
     moco = make(queue_size=64, momentum=0.9)
     optimizer = torch.optim.Adam([p for p in moco.parameters() if p.requires_grad], lr=3e-3)
     images = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 255
-    losses = []
+    losses, accuracies = [], []
     for step in range(60):
         noise = torch.randn(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(step)) * 4
         pairs = [{"query": images[i] + noise[0, i], "key": images[i] + noise[1, i]} for i in range(16)]
-        loss = moco([{name: (view - 128) / 64 for name, view in pair.items()} for pair in pairs])["loss_contrastive"]
+        with EventStorage() as storage:
+            loss = moco([{name: (view - 128) / 64 for name, view in pair.items()} for pair in pairs])["loss_contrastive"]
+        accuracies.append(storage.latest()["contrastive_accuracy"][0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[5:10])
+    assert sum(accuracies[-5:]) > 1.3 * sum(accuracies[5:10])
 
 
 @pytest.mark.parametrize(

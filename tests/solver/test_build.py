@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -84,7 +86,35 @@ def test_clips_the_norm_of_the_whole_gradient(cfg: CfgNode, optimizer: str) -> N
     copy.load_state_dict(stepper.state_dict())
 
 
-def test_unknown_optimizer(cfg: CfgNode) -> None:
-    cfg.SOLVER.OPTIMIZER = "AdamWW"
-    with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER 'AdamWW': did you mean AdamW"):
+def test_leaves_a_small_gradient_alone(cfg: CfgNode) -> None:
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 5.0
+    model = Model()
+    stepper = build_optimizer(cfg, model)
+    model.head.weight.grad = torch.full_like(model.head.weight, 0.01)
+    stepper.step()
+    assert (model.head.weight.grad == 0.01).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("AdamWW", "did you mean AdamW"),
+        ("sgd", "did you mean SGD"),
+        ("ADAM", "did you mean AdamW"),
+        ("?", "expected one of SGD, AdamW"),
+    ],
+)
+def test_unknown_optimizer(cfg: CfgNode, given: str, meant: str) -> None:
+    cfg.SOLVER.OPTIMIZER = given
+    with pytest.raises(ConfigError, match=rf"SOLVER.OPTIMIZER '{re.escape(given)}': {meant}"):
+        build_optimizer(cfg, Model())
+
+
+def test_unknown_clipping(cfg: CfgNode) -> None:
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full"
+    build_optimizer(cfg, Model())
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    with pytest.raises(ConfigError, match="CLIP_TYPE 'full': did you mean full_model"):
         build_optimizer(cfg, Model())

@@ -75,6 +75,12 @@ def test_any_set_of_parameters() -> None:
     assert model[0].bias.grad is None and model[2].weight.grad is None
 
 
+def test_takes_named_parameters() -> None:
+    model = network()
+    l2_sp = L2SP(model.named_parameters(), alpha=0.5, weight=1.0)
+    assert list(l2_sp.state_dict()) == [name for name, _ in model.named_parameters()]
+
+
 def test_anchor_weights_survive_a_checkpoint() -> None:
     model = network()
     l2_sp = L2SP(dict(model.named_parameters()), alpha=0.7, weight=1.0)
@@ -92,12 +98,21 @@ def test_other_anchor_weights_are_refused(state: dict[str, torch.Tensor]) -> Non
         l2_sp.load_state_dict(state)
 
 
+def test_anchor_weights_of_unknown_parameters_are_refused() -> None:
+    l2_sp = L2SP({"w": nn.Parameter(torch.zeros(2))}, 0.5, 1.0)
+    before = l2_sp.loss().item()
+    with pytest.raises(CheckpointError, match="anchor weights of v: not under L2-SP here"):
+        l2_sp.load_state_dict({"w": torch.ones(2), "v": torch.ones(2)})
+    assert l2_sp.loss().item() == before
+
+
 @pytest.mark.parametrize(("alpha", "weight"), [(-0.1, 1.0), (1.1, 1.0), (0.5, -1.0), (float("nan"), 1.0)])
 def test_bad_values(alpha: float, weight: float) -> None:
     with pytest.raises(ConfigError, match="SOLVER.L2SP"):
         L2SP({"w": nn.Parameter(torch.zeros(2))}, alpha, weight)
 
 
-def test_nothing_to_regularise() -> None:
+@pytest.mark.parametrize("nothing", [{}, nn.ReLU().named_parameters()])
+def test_nothing_to_regularise(nothing: dict[str, nn.Parameter]) -> None:
     with pytest.raises(ConfigError, match="no parameter"):
-        L2SP({}, 0.5, 1.0)
+        L2SP(nothing, 0.5, 1.0)

@@ -43,6 +43,14 @@ def embedding_std(embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings.std(0, unbiased=False).mean() * math.sqrt(embeddings.shape[1])
 
 
+def contrastive_accuracy(logits: torch.Tensor) -> torch.Tensor:
+    """Share, 0..1, of the rows of N x (1 + K) logits whose positive, in column 0, is above every negative.
+
+    A tie counts as a miss: a collapsed encoder, to which all images are alike, must not read as a perfect one.
+    """
+    return (logits[:, 0] > logits[:, 1:].amax(1)).float().mean()
+
+
 def build_projector(kind: str, width: int, dim: int) -> nn.Module:
     """MoCo's head: "linear" (v1) or "mlp" (v2: one hidden layer as wide as the features)."""
     if kind == "linear":
@@ -59,7 +67,7 @@ class MoCo(nn.Module):
     The query encoder is held as `backbone.bottom_up`, so that its checkpoint loads into a detector. It may be a
     detector's own backbone (AMT²): it is shared, never copied. The key encoder follows it by an exponential moving
     average of the parameters; batch-norm statistics are its own, as published. Over several processes the keys are
-    gathered into one queue, equal on all; there is no batch shuffling.
+    gathered into one queue, equal on all, for which their batches must be of one size; there is no batch shuffling.
 
     Args:
         query_encoder: maps N x 3 x H x W to {feature: map}; the coarsest feature, globally pooled, is used.
@@ -108,7 +116,9 @@ class MoCo(nn.Module):
         self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         # The published queue starts with random keys: InfoNCE has its full number of negatives from the first step.
-        self.register_buffer("queue", functional.normalize(torch.randn(queue_size, dim), dim=1))
+        # Processes are seeded apart, and DDP leaves buffers as they are: all take the first process's.
+        random_keys = comm.all_gather(torch.randn(queue_size, dim))[0]
+        self.register_buffer("queue", functional.normalize(random_keys, dim=1))
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -144,16 +154,20 @@ class MoCo(nn.Module):
                 "the negatives of an image then hold its own older keys"
             )
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One MoCo step up to the loss; moves the key encoder and the queue.
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        """In training one MoCo step up to the loss, which moves the key encoder and the queue; else embeddings.
 
         Args:
-            batched_inputs: dicts with the views "query" and "key", each 3 x H x W on the scale 0..255.
+            batched_inputs: dicts with the views "query" and, in training, "key", each 3 x H x W on the scale 0..255, all
+                views of one name of one size.
 
         Returns:
-            {"loss_contrastive": scalar}. Logs contrastive_accuracy (0..1) and embedding_std to the EventStorage, if any.
+            In training {"loss_contrastive": scalar}; logs contrastive_accuracy (0..1) and embedding_std to the
+            EventStorage, if any. Else, for each input, {"embedding": unit vector of length D of its "query"}.
         """
         query = self._embed(self.backbone["bottom_up"], self.projector, self._stack(batched_inputs, "query"))
+        if not self.training:
+            return [{"embedding": embedding} for embedding in query]
         with torch.no_grad():
             self._follow()
             key = self._embed(self.key_encoder, self.key_projector, self._stack(batched_inputs, "key"))
@@ -161,7 +175,7 @@ class MoCo(nn.Module):
         loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         if has_event_storage():
             storage = get_event_storage()
-            storage.put_scalar("contrastive_accuracy", (logits.argmax(1) == 0).float().mean().item())
+            storage.put_scalar("contrastive_accuracy", contrastive_accuracy(logits.detach()).item())
             storage.put_scalar("embedding_std", embedding_std(query.detach()).item())
         self._enqueue(_gather(key))
         return {"loss_contrastive": loss}
