@@ -9,10 +9,14 @@ from detectron2.utils import comm
 from cupre_d2.data.catalog import check_images
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import ConfigError
+from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known
 
 
 def check_solver(solver: CfgNode, key: str) -> None:
-    """Raises ConfigError for numbers of iterations or images that cannot be trained with."""
+    """Raises ConfigError for an optimizer, or numbers of iterations or images, that cannot be trained with."""
+    check_known(f"{key}.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    if "CLIP_GRADIENTS" in solver and solver.CLIP_GRADIENTS.ENABLED:
+        check_known(f"{key}.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
     processes = comm.get_world_size()
     if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % processes:
         raise ConfigError(

@@ -39,9 +39,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
         ConfigError: an unknown optimizer or type of clipping.
     """
     solver = cfg.SOLVER
-    _check_known("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    check_known("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
     if solver.CLIP_GRADIENTS.ENABLED:
-        _check_known("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
+        check_known("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
     excluded = {id(parameter) for parameter in exclude_decay}
     groups = _parameter_groups(solver, model, excluded)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
@@ -53,7 +53,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
     return maybe_add_gradient_clipping(cfg, kind(groups, **options))
 
 
-def _check_known(key: str, value: str, known: Collection[str]) -> None:
+def check_known(key: str, value: str, known: Collection[str]) -> None:
+    """Raises ConfigError with the closest name for a config value that is none of the known ones."""
     if value in known:
         return
     by_lower = {name.lower(): name for name in known}

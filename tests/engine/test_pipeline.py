@@ -94,6 +94,7 @@ def test_free_settings_may_change(small_datasets: Path, slim: list[str], tmp_pat
         (["finetune_bbbc038_5pct.DATASETS.TRAIN", "()"], "no image to train on"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0"),
+        (["SOLVER.OPTIMIZER", "adamw"], "SOLVER.OPTIMIZER 'adamw': did you mean AdamW"),
         (["SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR -1.0"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "stage coco_pretrain: MODEL.WEIGHTS nowhere.pth: no such file"),
     ],

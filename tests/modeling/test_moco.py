@@ -185,9 +185,11 @@ def _train_one_step(rank: int, file: str) -> None:
     for step in range(2):
         network(batch(4, 2 * step + rank))["loss_contrastive"].backward()
     torch.save(moco.state_dict(), f"{file}_end_{rank}")
+    comm.synchronize()
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_share_one_queue(tmp_path: Path) -> None:
     file = tmp_path / "rendezvous"
     torch.multiprocessing.spawn(_train_one_step, (str(file),), nprocs=2)
