@@ -35,10 +35,11 @@ class StageClock(HookBase):
         """Seconds a step; 0 before the first."""
         return self.seconds / self.steps if self.steps else 0.0
 
-    def state_dict(self) -> dict[str, Any]:
+    # Not named as a hook's state_dict: hooks are registered when training starts, the clock is read before.
+    def snapshot(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "steps": self.steps}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.seconds, self.steps = state["seconds"], state["steps"]
 
 

@@ -186,11 +186,11 @@ class StageTrainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         phases = {name: phase.state_dict() for name, phase in self.phases.items()}
-        return {**super().state_dict(), "clock": self.clock.state_dict(), "phases": phases}
+        return {**super().state_dict(), "clock": self.clock.snapshot(), "phases": phases}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.clock.load_state_dict(state_dict["clock"])
+        self.clock.restore(state_dict["clock"])
         for name, phase in self.phases.items():
             phase.load_state_dict(state_dict["phases"][name])
 
