@@ -50,3 +50,10 @@ def test_paper_size_is_livecells_anchor_based_config() -> None:
     assert cfg.MODEL.RPN.IN_FEATURES == ["p2", "p2", "p3", "p4", "p5", "p6"]
     assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (12000, 3000)
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 3000
+    assert (cfg.MODEL.PIXEL_MEAN[0], cfg.MODEL.PIXEL_STD[0]) == (128.0, 11.578)
+
+
+def test_bbbc038_keeps_the_pixel_statistics_of_its_weights() -> None:
+    *_, before, last = load_stages("configs/cupre_bbbc038_5pct.yaml")[1]
+    assert last.cfg.MODEL.PIXEL_STD == before.cfg.MODEL.PIXEL_STD
+    assert last.cfg.INPUT.MASK_FORMAT == "bitmask"
