@@ -18,6 +18,9 @@ setup(
         "scikit-image",
         "pillow",
         "tifffile",
+        # The compressions that TIFF files come in.
+        "imagecodecs",
+        "msgspec",
         "pycocotools",
         "faster-coco-eval",
         "shapely",
