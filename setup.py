@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["cupre_d2", "cupre_d2.*"]),
+    package_data={"cupre_d2.data.builtin": ["*.csv"]},
     # Detectron2 is not on PyPI under its name: see README. Tested versions: requirements.txt.
     install_requires=[
         "torch>=2.4",
@@ -34,6 +35,17 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tabulate"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-tabulate",
+            # The peers that our ResNeSt is measured against.
+            "timm",
+            "resnest",
+        ],
     },
 )
