@@ -17,6 +17,10 @@ def add_cupre_config(cfg: CN) -> None:
     # The unlabeled images MoCo and AMT² learn from: dataset names; annotations, where there are any, are not read.
     cfg.DATASETS.UNLABELED = ()
 
+    # Contrast of each image: grey values between these percentiles are stretched over 0 to 255, () for none. Colour images
+    # of 8 bits are left as they are; a record's own "percentiles" win.
+    cfg.INPUT.PERCENTILES = (0.1, 99.9)
+
     _add_resnest(cfg)
     _add_moco(cfg)
     _add_amt2(cfg)

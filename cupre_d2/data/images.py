@@ -1,67 +1,229 @@
-"""Reading images of 8 bits a channel."""
+"""Images as models take them: 8 bits, three channels, whatever their files hold.
 
+Detectron2's reader saturates 16-bit images to white, cuts deep colours off, and takes the first page of a stack,
+without a word.
+"""
+
+import logging
+import math
 import os
-import struct
-import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import cv2
 import numpy as np
-from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
+from cupre_d2.data.image_files import image_size, page_count, read_raster
+from cupre_d2.data.raster import Raster
 from cupre_d2.errors import ConfigError, DatasetError
 
+__all__ = ["check_percentiles", "image_size", "page_count", "read_image", "read_pixels", "read_record"]
+
 FORMATS = ("RGB", "BGR", "L")
+PERCENTILES = (0.1, 99.9)
 
-# What Pillow's decoders raise for broken files, besides OSError for truncated ones.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+Percentiles = Sequence[float] | None
 
 
-def read_image(path: str | os.PathLike[str], format: str = "RGB") -> np.ndarray:
-    """Reads an image, turned as its EXIF orientation says. Grey is repeated to three channels, alpha is dropped.
+def read_pixels(path: str | os.PathLike[str], page: int | None = None) -> np.ndarray:
+    """An image as its file has it: HxW, or HxWxC with every channel there is, in the file's own dtype.
 
-    Detectron2's reader saturates 16-bit images to white without a word; they are refused here.
+    Upright, with MinIsWhite inverted and palettes looked up (as `read_raster` says), and nothing else done to it.
+
+    Raises:
+        DatasetError: see `image_files.read_raster`.
+    """
+    samples = read_raster(path, page).samples
+    return samples[:, :, 0] if samples.shape[2] == 1 else samples
+
+
+def read_record(record: dict[str, Any], format: str = "RGB", percentiles: Percentiles = PERCENTILES) -> np.ndarray:
+    """`read_image` of a record; its fields "page", "channels" and "percentiles", where it has them, win.
+
+    Raises:
+        DatasetError, ConfigError: see `read_image`.
+    """
+    return read_image(
+        record["file_name"],
+        format,
+        page=record.get("page"),
+        channels=record.get("channels"),
+        percentiles=record.get("percentiles", percentiles),
+    )
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    format: str = "RGB",
+    *,
+    page: int | None = None,
+    channels: Sequence[int] | None = None,
+    percentiles: Percentiles = PERCENTILES,
+) -> np.ndarray:
+    """Reads any image for a model or for the eye; see `image_files.read_raster` for what can be read.
+
+    Channels: of 1, grey is repeated to three; 3 are red, green and blue. A last one that the file says is alpha, or a
+    fourth that is opaque everywhere, is left out: transparency is no measurement. Any other number needs a choice.
+
+    Contrast: grey values between the two percentiles are stretched linearly over 0 to 255, those beyond are clipped.
+    Colours are stretched together, which keeps their hue; three channels that were chosen, which are dyes rather than
+    colours, each on its own. Colours of 8 bits and images of 1 bit are never stretched. A percentile is the smallest
+    grey value that this share of the pixels does not exceed; where the two are the same value, minimum and maximum are
+    taken instead. Not stretched, or of one grey value only, whole numbers are scaled linearly from the full range of
+    their type, floats from their own minimum and maximum (to 0 if they are the same).
+
+    Floats that are not finite are left out of the percentiles, and logged; NaN becomes black.
 
     Args:
-        path: an image file that Pillow reads, 8 bits a channel or fewer.
+        path: the image.
         format: order of the channels, as INPUT.FORMAT: "RGB", "BGR", or "L" for grey.
+        page: of a stack, from 0.
+        channels: one, taken as grey, or three, taken as red, green and blue; from 0, alpha counted.
+        percentiles: the lower and the upper, from 0 to 100; None or () for no stretching.
 
     Returns:
         HxWx3 uint8 array of its own memory.
 
     Raises:
-        DatasetError: the file is missing, truncated or no image, or has more than 8 bits a channel.
+        DatasetError: the file cannot be read, page or channels are missing or do not exist, percentiles are none, or no
+            value is finite.
         ConfigError: another format.
     """
     if format not in FORMATS:
         raise ConfigError(f"INPUT.FORMAT {format!r}: expected one of {', '.join(FORMATS)}")
-    try:
-        with Image.open(path) as image:
-            if _is_deep(image):
-                raise DatasetError(f"{path}: image of mode {image.mode} is not 8-bit; expected 8 bits a channel")
-            image.load()
-            pixels = convert_PIL_to_numpy(_apply_exif_orientation(image), format)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such image") from error
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
-    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C")
+    if not _are_percentiles(percentiles):
+        raise DatasetError(f"{path}: field percentiles {percentiles!r}: expected None or 0 <= lower < upper <= 100")
+    raster = read_raster(path, page)
+    samples = _choose(raster, channels, path)
+    if samples.dtype.itemsize == 1 and samples.shape[2] == _count_colours(raster) == 3:
+        percentiles = None
+    parts = np.split(samples, 3, axis=2) if channels is not None and len(channels) == 3 else [samples]
+    return _arrange([_to_8_bit(part, raster.bits, percentiles, path) for part in parts], format)
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits."""
-    if image.mode.startswith(("I", "F")):
+def check_percentiles(percentiles: Sequence[float]) -> None:
+    """
+    Raises:
+        ConfigError: they are no INPUT.PERCENTILES.
+    """
+    if not _are_percentiles(percentiles):
+        raise ConfigError(f"INPUT.PERCENTILES {percentiles}: expected () or 0 <= lower < upper <= 100")
+
+
+def _are_percentiles(percentiles: Any) -> bool:
+    if percentiles is None:
         return True
-    # Of a colour channel Pillow cuts off the lower 8 of 16 bits; only the decoder's raw mode tells.
-    arguments = [tile[3] for tile in getattr(image, "tile", ())]
-    raw_modes = [argument[0] if isinstance(argument, tuple) else argument for argument in arguments]
-    return any(isinstance(mode, str) and mode.endswith((";16B", ";16L", ";16N")) for mode in raw_modes)
+    if not isinstance(percentiles, Sequence) or not all(isinstance(one, int | float) for one in percentiles):
+        return False
+    return not percentiles or (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100)
+
+
+def _choose(raster: Raster, channels: Sequence[int] | None, path: str | os.PathLike[str]) -> np.ndarray:
+    """HxWx1 or HxWx3 of the samples."""
+    there = raster.samples.shape[2]
+    if channels is not None:
+        if len(channels) not in (1, 3) or not all(isinstance(one, int) and 0 <= one < there for one in channels):
+            raise DatasetError(f"{path}: field channels {channels!r}: expected one or three, each from 0 to {there - 1}")
+        return np.take(raster.samples, channels, axis=2)
+    colours = _count_colours(raster)
+    if colours not in (1, 3):
+        raise DatasetError(
+            f"{path}: {there} channels; expected grey, RGB or RGB with alpha, or the field channels to choose one or three"
+        )
+    return raster.samples if colours == there else np.take(raster.samples, range(colours), axis=2)
+
+
+def _count_colours(raster: Raster) -> int:
+    """Channels but for alpha."""
+    samples = raster.samples
+    count = samples.shape[2] - raster.alpha
+    opaque = count == 4 and samples.dtype.kind == "u" and samples[:, :, 3].min() == 2**raster.bits - 1
+    return 3 if opaque else count
+
+
+def _to_8_bit(samples: np.ndarray, bits: int, percentiles: Percentiles, path: str | os.PathLike[str]) -> np.ndarray:
+    """HxWxC uint8 of HxWxC of anything, all channels stretched together."""
+    dtype = samples.dtype
+    if dtype.kind == "b":
+        return samples * np.uint8(255)
+    if dtype == np.uint8 and bits == 8 and not percentiles:
+        return samples
+    if dtype.kind == "f":
+        return _stretch_floats(samples, percentiles, path)
+    whole = (0, 2**bits - 1) if dtype.kind == "u" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if dtype.itemsize <= 2:
+        return _stretch_by_table(samples, percentiles, whole)
+    low, high = _limits(lambda share: np.percentile(samples, share, method="inverted_cdf"), percentiles, whole)
+    return _scale(samples, low, high)
+
+
+def _stretch_floats(samples: np.ndarray, percentiles: Percentiles, path: str | os.PathLike[str]) -> np.ndarray:
+    finite = samples[np.isfinite(samples)]
+    if finite.size == 0:
+        raise DatasetError(f"{path}: no value is finite; expected numbers")
+    if finite.size < samples.size:
+        message = f"{path}: {samples.size - finite.size} of {samples.size} values are not finite; NaN becomes black"
+        log_first_n(logging.WARNING, message, key="message", name=__name__)
+    whole = (finite.min(), finite.max())
+    low, high = _limits(lambda share: np.percentile(finite, share, method="inverted_cdf"), percentiles, whole)
+    return _scale(samples, low, high)
+
+
+def _stretch_by_table(samples: np.ndarray, percentiles: Percentiles, whole: tuple[int, int]) -> np.ndarray:
+    """For 8 and 16-bit numbers, where counting beats sorting, and a table of all grey values beats arithmetic."""
+    info = np.iinfo(samples.dtype)
+    grey_values = np.arange(info.min, info.max + 1).astype(samples.dtype)
+    keys = samples.view(f"u{samples.dtype.itemsize}")
+    # As unsigned numbers the negative ones come last.
+    shift = -int(info.min)
+    totals = np.cumsum(np.roll(_count(keys, len(grey_values)), shift))
+
+    def percentile(share: float) -> int:
+        rank = max(1, math.ceil(share / 100 * samples.size))
+        return grey_values[np.searchsorted(totals, rank)]
+
+    table = np.roll(_scale(grey_values, *_limits(percentile, percentiles, whole)), -shift)
+    return cv2.LUT(keys, table).reshape(samples.shape) if len(table) == 256 else np.take(table, keys)
+
+
+def _count(keys: np.ndarray, length: int) -> Any:
+    if length > 256:
+        return np.bincount(keys.ravel(), minlength=length)
+    # Pillow is faster at it.
+    return Image.fromarray(np.ascontiguousarray(keys).reshape(len(keys), -1)).histogram()
+
+
+def _limits(percentile: Callable[[float], Any], percentiles: Percentiles, whole: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Grey values that become 0 and 255; `whole` where nothing is to be stretched."""
+    for shares in (percentiles, (0, 100)) if percentiles else ():
+        low, high = (percentile(share) for share in shares)
+        if low < high:
+            return low, high
+    return whole
+
+
+def _scale(samples: np.ndarray, low: Any, high: Any) -> np.ndarray:
+    """uint8 of what is linear between low and high; exact, and safe from overflow, for every type."""
+    low, high = samples.dtype.type(low), samples.dtype.type(high)
+    clipped = np.clip(samples, low, high)
+    if samples.dtype.kind == "f":
+        half = np.result_type(samples, np.float32).type(0.5)
+        # What is no number is black: NaN, and all of an image of one value.
+        with np.errstate(all="ignore"):
+            share = np.nan_to_num((clipped * half - low * half) / (high * half - low * half))
+    else:
+        unsigned = f"u{samples.dtype.itemsize}"
+        share = (clipped.view(unsigned) - low.view(unsigned)) / (int(high) - int(low))
+    return np.rint(share * 255).astype(np.uint8)
+
+
+def _arrange(parts: Sequence[np.ndarray], format: str) -> np.ndarray:
+    """HxWx3 in the order `format`, of one or three channels."""
+    pixels = np.ascontiguousarray(np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0])
+    if pixels.shape[2] == 3 and format == "L":
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if format == "BGR" else np.require(pixels, requirements=("C", "W"))

@@ -1,6 +1,6 @@
 """From a record to what a model takes."""
 
-import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor
 
-from cupre_d2.data.images import read_image
+from cupre_d2.data.images import check_percentiles, read_record
 from cupre_d2.data.views import TwoViews
 from cupre_d2.errors import ConfigError, DatasetError
 
@@ -23,18 +23,24 @@ class TwoViewMapper:
     """Maps a record to two views of its image; annotations, if there are any, are not looked at."""
 
     @configurable
-    def __init__(self, views: TwoViews, image_format: str) -> None:
+    def __init__(self, views: TwoViews, image_format: str, percentiles: Sequence[float]) -> None:
         """
         Args:
             views: makes the two views.
             image_format: channel order of the views, as INPUT.FORMAT: "RGB", "BGR" or "L" (grey, three times).
+            percentiles: contrast of the images, as INPUT.PERCENTILES; see `read_image`.
+
+        Raises:
+            ConfigError: wrong percentiles.
         """
+        check_percentiles(percentiles)
         self._views = views
         self._format = image_format
+        self._percentiles = percentiles
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads INPUT.VIEWS and INPUT.FORMAT."""
+        """Reads INPUT.VIEWS, INPUT.FORMAT and INPUT.PERCENTILES."""
         keys = cfg.INPUT.VIEWS
         views = TwoViews(
             size=keys.SIZE,
@@ -45,7 +51,7 @@ class TwoViewMapper:
             blur_prob=keys.BLUR_PROB,
             blur_sigma=keys.BLUR_SIGMA,
         )
-        return {"views": views, "image_format": cfg.INPUT.FORMAT}
+        return {"views": views, "image_format": cfg.INPUT.FORMAT, "percentiles": cfg.INPUT.PERCENTILES}
 
     def __call__(self, record: Record) -> Record:
         """Returns "query" and "key", uint8 tensors 3 x SIZE x SIZE, and the record's "file_name" and "image_id".
@@ -55,7 +61,7 @@ class TwoViewMapper:
         """
         # Hue and the weights of grey are defined for RGB, so BGR is made only afterwards.
         bgr = self._format == "BGR"
-        image = read_image(record["file_name"], "RGB" if bgr else self._format)
+        image = read_record(record, "RGB" if bgr else self._format, self._percentiles)
         query, key = self._views(_to_tensor(image))
         if bgr:
             query, key = query.flip(0), key.flip(0)
@@ -63,10 +69,30 @@ class TwoViewMapper:
 
 
 class DetectionMapper(DatasetMapper):
-    """Detectron2's mapper, with its augmentations, on images read by `read_image`, and errors that say what is wrong.
+    """Detectron2's mapper, with its augmentations, on images read by `read_record`, and errors that say what is wrong.
 
     Other than Detectron2's it takes images without an instance under INPUT.CROP too, and no semantic segmentation.
     """
+
+    @configurable
+    def __init__(self, is_train: bool, percentiles: Sequence[float], **options: Any) -> None:
+        """
+        Args:
+            is_train: as of Detectron2's mapper.
+            percentiles: contrast of the images, as INPUT.PERCENTILES; see `read_image`.
+            options: the others of Detectron2's mapper.
+
+        Raises:
+            ConfigError: wrong percentiles.
+        """
+        check_percentiles(percentiles)
+        super().__init__(is_train, **options)
+        self.percentiles = percentiles
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Reads INPUT.PERCENTILES, and what Detectron2's mapper reads."""
+        return {**super().from_config(cfg, is_train), "percentiles": cfg.INPUT.PERCENTILES}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Returns the record with "image", a uint8 tensor 3xHxW, and in training "instances" in place of "annotations".
@@ -79,7 +105,7 @@ class DetectionMapper(DatasetMapper):
             ConfigError: a mask is an RLE though INPUT.MASK_FORMAT is "polygon".
         """
         record = dict(dataset_dict)
-        image = read_image(record["file_name"], self.image_format)
+        image = read_record(record, self.image_format, self.percentiles)
         try:
             utils.check_image_size(record, image)
         except utils.SizeMismatchError as error:
@@ -96,8 +122,7 @@ class DetectionMapper(DatasetMapper):
         if not self.is_train:
             record.pop("annotations", None)
         elif "annotations" in record:
-            # Transforms work in place.
-            record["annotations"] = copy.deepcopy(record["annotations"])
+            record["annotations"] = [_copy_annotation(annotation) for annotation in record["annotations"]]
             self._transform_annotations(record, transforms, image_shape)
         return record
 
@@ -131,6 +156,14 @@ class DetectionMapper(DatasetMapper):
             polygons = self.instance_mask_format == "polygon"
             instances.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.zeros(0, *image_shape))
         return instances
+
+
+def _copy_annotation(annotation: Record) -> Record:
+    """What Detectron2 changes in place: the fields, and polygons that are arrays; an RLE it leaves alone."""
+    copied = dict(annotation)
+    if isinstance(copied.get("segmentation"), list):
+        copied["segmentation"] = [np.array(polygon, np.float64) for polygon in copied["segmentation"]]
+    return copied
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.images import read_image
+from cupre_d2.data.images import read_record
 from cupre_d2.evaluation.cell_coco import to_rle
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class OverlayWriter(DatasetEvaluator):
         for model_input, output in zip(inputs, outputs, strict=True):
             record = self._records.get(model_input["image_id"])
             if record is not None:
-                image = read_image(record["file_name"], "RGB")
+                image = read_record(record, "RGB")
                 picture = draw_overlay(image, record, output["instances"].to("cpu"))
                 self._write(self._paths[record["image_id"]], picture)
 

@@ -7,17 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import tifffile
-from PIL import Image
-
+from cupre_d2.data.image_files import image_size
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 TIFF_SUFFIXES = (".tif", ".tiff")
-
-_EXIF_ORIENTATION = 0x0112
 
 
 def load_image_folder(folder: Path) -> list[dict[str, Any]]:
@@ -58,29 +54,3 @@ def image_sizes(files: list[Path]) -> Iterator[tuple[int, int]]:
     """`image_size` of each file, in order; threads hide the waiting of network file systems."""
     with ThreadPoolExecutor() as pool:
         yield from pool.map(image_size, files)
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """Height and width of an image in pixels, from its header, after the rotation that EXIF asks for.
-
-    Of a TIFF with several pages it is the first page's. TIFFs go through tifffile, which knows the 16-bit
-    and many-channel ones that Pillow refuses.
-
-    Raises:
-        DatasetError: the file is missing, or is no image that can be read.
-    """
-    try:
-        if file.suffix.lower() in TIFF_SUFFIXES:
-            with tifffile.TiffFile(file) as tiff:
-                page = tiff.pages.first
-                return page.imagelength, page.imagewidth
-        with Image.open(file) as image:
-            width, height = image.size
-            # Only JPEG carries its EXIF in the header; Pillow would decode a whole PNG to look for it.
-            turned = image.format == "JPEG" and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-            return (width, height) if turned else (height, width)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file}: no such image") from error
-    except (OSError, ValueError, IndexError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{file}: cannot be read as an image ({reason})") from error
