@@ -162,7 +162,8 @@ def _interpret(keyframe: Any, samples: np.ndarray) -> Raster:
     elif photometric == PHOTOMETRIC.YCBCR and keyframe.compression not in _JPEG:
         raise ValueError("YCbCr without JPEG compression")
     elif photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
-        raise ValueError(f"photometric interpretation {photometric!s}; expected grey, RGB or a palette")
+        name = getattr(photometric, "name", photometric)
+        raise ValueError(f"photometric interpretation {name}; expected grey, RGB or a palette")
     alpha = samples.shape[2] in (2, 4) and keyframe.extrasamples[-1:] in ((kind,) for kind in _ALPHA)
     return Raster(turn(samples, keyframe.tags.valueof(_ORIENTATION)), bits, alpha)
 

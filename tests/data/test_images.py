@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cupre_d2.config import add_cupre_config
-from cupre_d2.data.builtin import datasets_root
+from cupre_d2.data.catalog import datasets_root
 from cupre_d2.data.images import check_percentiles, image_size, read_image, read_pixels, read_record
 from cupre_d2.data.mappers import DetectionMapper
 from cupre_d2.errors import ConfigError, DatasetError
