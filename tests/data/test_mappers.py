@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
@@ -102,6 +103,24 @@ def test_every_view_key_reaches_the_views(cfg: CfgNode, record: dict[str, Any]) 
             TwoViewMapper(wrong)
 
 
+def test_views_of_stretched_images(cfg: CfgNode, record: dict[str, Any]) -> None:
+    dull = np.random.default_rng(0).integers(100, 110, (HEIGHT, WIDTH), dtype=np.uint8)
+    Image.fromarray(dull).save(record["file_name"])
+    cfg.INPUT.VIEWS.JITTER_PROB = cfg.INPUT.VIEWS.BLUR_PROB = cfg.INPUT.VIEWS.GRAY_PROB = 0.0
+    assert np.ptp(TwoViewMapper(cfg)(record)["query"].numpy()) > 100
+    assert np.ptp(TwoViewMapper(cfg)({**record, "percentiles": None})["query"].numpy()) < 15
+    cfg.INPUT.PERCENTILES = ()
+    assert np.ptp(TwoViewMapper(cfg)(record)["query"].numpy()) < 15
+
+
+@pytest.mark.parametrize("percentiles", [(50,), (99.9, 0.1), (-1, 99), (1, 101), ("a", "b")])
+def test_wrong_percentiles(cfg: CfgNode, percentiles: tuple) -> None:
+    cfg.INPUT.PERCENTILES = percentiles
+    for mapper in (TwoViewMapper, DetectionMapper):
+        with pytest.raises(ConfigError, match="INPUT.PERCENTILES"):
+            mapper(cfg)
+
+
 # ---- detection
 
 
@@ -143,6 +162,43 @@ def test_masks_follow_the_resize(cfg: CfgNode, record: dict[str, Any]) -> None:
     assert instances.image_size == (60, 80)
     assert instances.gt_boxes.tensor.tolist() == [[10, 10, 30, 30], [40, 16, 64, 48]]
     assert instances.gt_masks.tensor.sum((1, 2)).tolist() == [400, 768]
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+@pytest.mark.parametrize("flip", ["none", "horizontal", "vertical"])
+def test_polygons_as_arrays(cfg: CfgNode, record: dict[str, Any], mask_format: str, flip: str) -> None:
+    """As the COCO reader stores them; Detectron2's transforms would move them in place, in the record."""
+    cfg.INPUT.MASK_FORMAT = mask_format
+    cfg.INPUT.RANDOM_FLIP = flip
+    lists = as_polygons(record)
+    arrays = copy.deepcopy(lists)
+    for annotation in arrays["annotations"]:
+        annotation["segmentation"] = [np.array(polygon, np.float64) for polygon in annotation["segmentation"]]
+    before = copy.deepcopy(arrays)
+    mapper = DetectionMapper(cfg, True)
+    for seed in range(4):
+        np.random.seed(seed)
+        from_lists = mapper(lists)["instances"]
+        np.random.seed(seed)
+        from_arrays = mapper(arrays)["instances"]
+        assert torch.equal(from_lists.gt_boxes.tensor, from_arrays.gt_boxes.tensor)
+        if mask_format == "bitmask":
+            assert torch.equal(from_lists.gt_masks.tensor, from_arrays.gt_masks.tensor)
+        else:
+            pairs = zip(from_lists.gt_masks.polygons, from_arrays.gt_masks.polygons, strict=True)
+            assert all(np.array_equal(one[0], other[0]) for one, other in pairs)
+    for annotation, original in zip(arrays["annotations"], before["annotations"], strict=True):
+        np.testing.assert_array_equal(annotation.pop("segmentation"), original.pop("segmentation"))
+    assert arrays == before
+
+
+def test_polygons_of_whole_numbers_are_scaled_exactly(cfg: CfgNode, record: dict[str, Any]) -> None:
+    """Detectron2 rounds them down to whole numbers after a resize."""
+    cfg.INPUT.MASK_FORMAT = "polygon"
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SIZE_TRAIN = (45,)
+    polygon = DetectionMapper(cfg, True)(as_polygons(record))["instances"].gt_masks.polygons[0][0]
+    np.testing.assert_allclose(polygon, np.array([5, 5, 15, 5, 15, 15, 5, 15]) * 1.5)
 
 
 def test_inference_drops_annotations(cfg: CfgNode, record: dict[str, Any]) -> None:
@@ -220,6 +276,19 @@ def test_another_size(cfg: CfgNode, record: dict[str, Any], is_train: bool) -> N
     record["width"] = 50
     with pytest.raises(DatasetError, match="image.png: image of 40x30 pixels; expected .* 50x30"):
         DetectionMapper(cfg, is_train)(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_records_page_and_channels(cfg: CfgNode, record: dict[str, Any], is_train: bool) -> None:
+    stack = np.random.default_rng(0).integers(0, 60000, (3, HEIGHT, WIDTH, 5), dtype=np.uint16)
+    file = Path(record["file_name"]).with_name("stack.tif")
+    tifffile.imwrite(file, stack, photometric="minisblack", planarconfig="contig")
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (HEIGHT,), HEIGHT
+    record = {**record, "file_name": str(file), "page": 2, "channels": (4, 1, 0), "percentiles": None}
+    output = DetectionMapper(cfg, is_train)(record)
+    expected = np.rint(stack[2][:, :, [0, 1, 4]] / 65535 * 255)
+    np.testing.assert_array_equal(output["image"].numpy(), expected.transpose(2, 0, 1))
 
 
 def test_unreadable_image(cfg: CfgNode, record: dict[str, Any]) -> None:
