@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cupre_d2.data import tiff
 from cupre_d2.data.raster import Raster, check_size, choose_page, look_up, swaps_sides, turn
@@ -85,6 +85,8 @@ def _decoding(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such image") from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{path}: cannot be read as an image (expected TIFF, PNG, JPEG, BMP or WebP)") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"{path}: cannot be read as an image ({reason})") from error
@@ -102,6 +104,8 @@ def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes) -> Ra
         orientation = _orientation(image)
         if deep:
             # Pillow cuts off the lower half of 16-bit colours.
+            if image.tell():
+                raise ValueError("an animation of 16 bits")
             samples = imagecodecs.png_decode(path.read_bytes())
         else:
             image.load()

@@ -199,7 +199,10 @@ def test_thumbnails_and_pyramids_are_no_pages(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "pyramid.ome.tif") as tiff:
         tiff.write(grey, subifds=1)
         tiff.write(grey[::2, ::2], subfiletype=1)
-    for name in ("thumbnail.tif", "pyramid.ome.tif"):
+    with tifffile.TiffWriter(tmp_path / "thumbnail_first.tif") as tiff:
+        tiff.write(grey[::5, ::7], subfiletype=1)
+        tiff.write(grey)
+    for name in ("thumbnail.tif", "thumbnail_first.tif", "pyramid.ome.tif"):
         assert page_count(tmp_path / name) == 1
         check(tmp_path / name, grey)
 
@@ -305,6 +308,17 @@ def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
     assert image_size(tmp_path / "a.png") == (8, 16)
 
 
+def test_animations_are_stacks(tmp_path: Path) -> None:
+    frames = [Image.fromarray(array) for array in samples(3, 8, 16, 3, dtype=np.uint8)]
+    for name, options in (("a.png", {}), ("a.webp", {"lossless": True})):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        assert page_count(tmp_path / name) == 3
+        for page, frame in enumerate(frames):
+            check(tmp_path / name, np.asarray(frame), page)
+        with pytest.raises(DatasetError, match=f"{name}: a stack of 3 pages"):
+            read_image(tmp_path / name)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
 def test_the_ending_does_not_matter(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(samples(8, 16, 3, dtype=np.uint8)).save(tmp_path / f"a.{suffix}")
@@ -325,6 +339,8 @@ def test_no_image(tmp_path: Path) -> None:
         for name in ("a.png", "empty.tif", "."):
             with pytest.raises(DatasetError, match="cannot be read as an image"):
                 read(tmp_path / name)
+        with pytest.raises(DatasetError, match=r"a.png: cannot be read as an image \(expected TIFF, PNG, JPEG, BMP or WebP"):
+            read(tmp_path / "a.png")
         with pytest.raises(DatasetError, match="b.png: no such image"):
             read(tmp_path / "b.png")
 
