@@ -52,7 +52,8 @@ def count_pages(path: Path) -> int:
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of the first page, upright."""
     with _open(path) as tiff:
-        page: Any = next((page for page in tiff.pages if not page.is_reduced), tiff.pages.first)
+        pages: Any = tiff.pages
+        page = next((page for page in pages if not page.is_reduced), pages.first)
         height, width = page.imagelength, page.imagewidth
         check_size((height, width), 0)
         return (width, height) if swaps_sides(page.tags.valueof(_ORIENTATION)) else (height, width)
