@@ -7,6 +7,8 @@ up; `image_files` makes one kind of error of it.
 
 import logging
 import math
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,6 +74,7 @@ logging.getLogger("tifffile").addFilter(_note_error)
 
 @contextmanager
 def _open(path: Path) -> Iterator[tifffile.TiffFile]:
+    _check_directories(path)
     errors: list[str] = []
     token = _errors.set(errors)
     try:
@@ -82,6 +85,27 @@ def _open(path: Path) -> Iterator[tifffile.TiffFile]:
         _errors.reset(token)
     if errors:
         raise ValueError(errors[0])
+
+
+def _check_directories(path: Path) -> None:
+    """That the chain of directories ends: tifffile would follow a circle for hours."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        order, big = "<" if head.startswith(b"II") else ">", b"+" in head
+        # Of a pointer and of the number of a directory's entries; each entry takes this many bytes.
+        pointer, number, entry = (f"{order}Q", f"{order}Q", 20) if big else (f"{order}I", f"{order}H", 12)
+
+        def read(format: str) -> int:
+            return struct.unpack(format, file.read(struct.calcsize(format)))[0]
+
+        file.seek(8 if big else 4)
+        seen: set[int] = set()
+        while directory := read(pointer):
+            if directory in seen:
+                raise ValueError("its directories form a circle")
+            seen.add(directory)
+            file.seek(directory)
+            file.seek(entry * read(number), os.SEEK_CUR)
 
 
 def _pages(tiff: tifffile.TiffFile) -> list[tuple[Any, np.ndarray]]:

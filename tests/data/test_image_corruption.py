@@ -204,11 +204,17 @@ def test_jpeg_and_bmp_of_absurd_sizes(tmp_path: Path) -> None:
                 check(tmp_path / name)
 
 
-def test_tiff_directories_in_a_circle(tmp_path: Path) -> None:
-    data = bytearray(WHOLE["None_strips.tif"])
-    start = struct.unpack("<I", data[4:8])[0]
-    count = struct.unpack("<H", data[start : start + 2])[0]
-    struct.pack_into("<I", data, start + 2 + 12 * count, start)
+@pytest.mark.parametrize("pages", [1, 3, 150])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_tiff_directories_in_a_circle(tmp_path: Path, pages: int, bigtiff: bool) -> None:
+    stack = np.zeros((pages, 4, 4), np.uint8)
+    data = bytearray(by_tifffile(stack, photometric="minisblack", metadata=None, byteorder=">", bigtiff=bigtiff))
     (tmp_path / "a.tif").write_bytes(data)
-    assert attempt(page_count, tmp_path / "a.tif") is None
-    check(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[-1]
+        end = last.offset + (8 + 20 * len(last.tags) if bigtiff else 2 + 12 * len(last.tags))
+    struct.pack_into(">Q" if bigtiff else ">I", data, end, first)
+    (tmp_path / "a.tif").write_bytes(data)
+    for read in (page_count, image_size, read_image):
+        with pytest.raises(DatasetError, match="a.tif.*circle"):
+            read(tmp_path / "a.tif")
