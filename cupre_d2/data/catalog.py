@@ -4,13 +4,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from cupre_d2.data.formats.class_folders import load_class_folders
 from cupre_d2.data.formats.coco_json import load_coco_json
+from cupre_d2.data.formats.count_table import load_count_table
 from cupre_d2.data.formats.image_folder import image_sizes, load_image_folder
 from cupre_d2.data.formats.label_images import load_label_images
+from cupre_d2.data.formats.rle_csv import load_rle_csv
+from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 
 Record = dict[str, Any]
@@ -24,16 +28,28 @@ class CellDataset:
     images: Path
     annotations: Path | None
     labels: Path | None
+    counts: Path | None
     classes: tuple[str, ...] | None
+    # Fields of every record that say how to read its image.
+    reading: tuple[tuple[str, Any], ...]
 
     def load(self) -> list[Record]:
         """Reads the records; see `register_cell_dataset`."""
+        return [record | dict(self.reading) for record in self._read()]
+
+    def _read(self) -> list[Record]:
+        if self.annotations and self.annotations.suffix.lower() == ".csv":
+            return load_rle_csv(self.annotations, self.images)
         if self.annotations:
             records, categories = load_coco_json(self.annotations, self.images)
             self._set_categories(categories)
             return records
         if self.labels:
             return load_label_images(self.images, self.labels)
+        if self.counts:
+            return load_count_table(self.images, self.counts)
+        if self.classes and len(self.classes) > 1:
+            return load_class_folders(self.images, self.classes)
         return load_image_folder(self.images)
 
     def _set_categories(self, categories: dict[int, str]) -> None:
@@ -58,7 +74,11 @@ def register_cell_dataset(
     images: str | os.PathLike[str],
     annotations: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    counts: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
+    channels: Sequence[int] | None = None,
+    page: int | None = None,
+    normalize: bool = True,
 ) -> None:
     """Registers a data set of your own with Detectron2. It is read when it is first used, not now.
 
@@ -67,35 +87,48 @@ def register_cell_dataset(
     Args:
         name: what configs call it; NAME_5pct and NAME_5pct_seed3 then name subsets of it (see few_shot).
         images: a folder of images: png, jpg, tif or bmp.
-        annotations: a COCO instances JSON, whose file names are relative to `images`.
+        annotations: a COCO instances JSON, whose file names are relative to `images`; or a CSV of run lengths, a row an
+            instance, as Kaggle's Sartorius competition has it.
         labels: a folder of label images (8, 16 or 32-bit PNG or TIFF, the stem of their image; 0 is background, every
-            other value one cell). Without `annotations` and `labels` the images are unlabeled.
-        classes: class names. Of a COCO JSON they must be those of the file in order of category id, and are read from
-            it if None. Otherwise there is one class, "cell" if None.
+            other value one cell).
+        counts: a CSV with the header `image,count`. With none of these three the images are unlabeled, or
+        classes: names two or more sub-folders of `images`, one a class. Otherwise they are class names: of a COCO JSON
+            those of the file in order of category id, read from it if None; else one class, "cell" if None.
+        channels: one or three channels of the images to take, counted from 0; all if None.
+        page: of image files with several pages the one to take, counted from 0.
+        normalize: whether INPUT.PERCENTILES stretches the contrast of each image; see `images.read_image`.
 
     Raises:
-        DatasetError: the name stands for another data set already, both `annotations` and `labels` are given, or
-            `classes` does not name one class where there can be only one. When it is read: see the readers in formats.
+        DatasetError: the name stands for another data set already, more than one of `annotations`, `labels` and
+            `counts` is given, or `classes` names several classes where there can be only one. When it is read: see the
+            readers in formats.
     """
-    if annotations is not None and labels is not None:
-        raise DatasetError(f"dataset {name!r}: both annotations and labels are given; expected at most one")
-    if annotations is None:
+    given = {"annotations": annotations, "labels": labels, "counts": counts}
+    kinds = [kind for kind, path in given.items() if path is not None]
+    if len(kinds) > 1:
+        raise DatasetError(f"dataset {name!r}: {' and '.join(kinds)} are given; expected at most one of them")
+    if kinds != ["annotations"]:
         classes = ("cell",) if classes is None else classes
-        if len(classes) != 1:
+        if len(classes) != 1 and kinds:
             raise DatasetError(
-                f"dataset {name!r}: classes {list(classes)}; expected one, as only a COCO JSON can tell classes apart"
+                f"dataset {name!r}: classes {list(classes)}; expected one, as {kinds[0]} cannot tell classes apart"
             )
+    reading: dict[str, Any] = {} if normalize else {"percentiles": None}
+    reading |= {} if channels is None else {"channels": tuple(channels)}
+    reading |= {} if page is None else {"page": page}
     dataset = CellDataset(
         name,
         _absolute(images),
-        None if annotations is None else _absolute(annotations),
-        None if labels is None else _absolute(labels),
+        _absolute(annotations),
+        _absolute(labels),
+        _absolute(counts),
         None if classes is None else tuple(classes),
+        tuple(reading.items()),
     )
     if name in DatasetCatalog and _registered.get(name) == dataset:
         return
     paths = {"image_root": str(dataset.images)}
-    if dataset.annotations:
+    if dataset.annotations and dataset.annotations.suffix.lower() != ".csv":
         paths["json_file"] = str(dataset.annotations)
     register_records(name, dataset.load, dataset.classes, **paths)
     _registered[name] = dataset
@@ -130,7 +163,9 @@ def is_registered_here(name: str) -> bool:
 
 
 def check_images(records: Sequence[Record], name: str) -> None:
-    """Opens the header of each image, without decoding it; to be called before training starts.
+    """Opens the header of each image and decodes the first; to be called before training starts.
+
+    The first tells whether images of this data set need a choice of channels or of a page.
 
     Raises:
         DatasetError: an image is missing, cannot be read, or has another size than its record says.
@@ -138,6 +173,8 @@ def check_images(records: Sequence[Record], name: str) -> None:
     by_file = {record["file_name"]: record for record in records}
     sizes = image_sizes([Path(file) for file in by_file])
     try:
+        for record in records[:1]:
+            read_record(record)
         for record, (height, width) in zip(by_file.values(), sizes, strict=True):
             if (record["height"], record["width"]) != (height, width):
                 raise DatasetError(
@@ -170,5 +207,9 @@ def _first_missing(path: Path) -> Path:
     return next(step for step in (*reversed(path.parents), path) if not step.exists())
 
 
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(path).expanduser().absolute()
+@overload
+def _absolute(path: str | os.PathLike[str]) -> Path: ...
+@overload
+def _absolute(path: str | os.PathLike[str] | None) -> Path | None: ...
+def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path).expanduser().absolute()

@@ -21,7 +21,7 @@ _ORIENTATION = 0x0112
 _PNG, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 
 
-def read_raster(path: str | os.PathLike[str], page: int | None = None) -> Raster:
+def read_raster(path: str | os.PathLike[str], page: int | None = None, stored: bool = False) -> Raster:
     """Decodes an image: TIFF, PNG, JPEG, BMP or WebP, told by content, not by the file name's ending.
 
     A page is one image of a stack in time, depth or position, with all of its channels; of a TIFF the axes in its
@@ -32,6 +32,8 @@ def read_raster(path: str | os.PathLike[str], page: int | None = None) -> Raster
     Args:
         path: the file.
         page: which page, from 0; may be None if there is one.
+        stored: the numbers as they are stored, for masks and label images: a palette is not looked up, nor MinIsWhite
+            inverted (which tifffile writes of any bool array).
 
     Raises:
         DatasetError: the file is missing, broken, truncated or no such image; it decodes to more than
@@ -40,7 +42,9 @@ def read_raster(path: str | os.PathLike[str], page: int | None = None) -> Raster
     path = Path(path)
     with _decoding(path), path.open("rb") as file:
         head = _head(file)
-        return tiff.read_tiff(path, page) if head.startswith(tiff.MAGIC) else _read_other(path, file, page, head)
+        if head.startswith(tiff.MAGIC):
+            return tiff.read_tiff(path, page, stored)
+        return _read_other(path, file, page, head, stored)
 
 
 def page_count(path: str | os.PathLike[str]) -> int:
@@ -96,7 +100,7 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(_PNG_DEPTH + 1)
 
 
-def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes) -> Raster:
+def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes, stored: bool) -> Raster:
     with Image.open(file, formats=_PILLOW_FORMATS) as image:
         image.seek(choose_page(path, page, _frames(image)))
         deep = head.startswith(_PNG) and head[_PNG_DEPTH] == 16
@@ -109,7 +113,7 @@ def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes) -> Ra
             samples = imagecodecs.png_decode(path.read_bytes())
         else:
             image.load()
-            samples = _samples(image)
+            samples = np.asarray(image) if stored and image.mode == "P" else _samples(image)
         samples = samples.reshape(image.height, image.width, -1)
         return Raster(turn(samples, orientation), 16 if deep else 8, samples.shape[2] in (2, 4))
 

@@ -32,8 +32,8 @@ _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.
 _errors: ContextVar[list[str] | None] = ContextVar("errors of the TIFF being read", default=None)
 
 
-def read_tiff(path: Path, page: int | None) -> Raster:
-    """One page of a file; see `image_files.read_raster` for what a page is."""
+def read_tiff(path: Path, page: int | None, stored: bool) -> Raster:
+    """One page of a file; see `image_files.read_raster` for what a page is, and `stored`."""
     with _open(path) as tiff:
         pages = _pages(tiff)
         series, planes = pages[choose_page(path, page, len(pages))]
@@ -43,7 +43,8 @@ def read_tiff(path: Path, page: int | None) -> Raster:
         for shape in ((*keyframe.shape, len(planes)), keyframe.chunks):
             check_size(shape, keyframe.dtype.itemsize)
         samples = np.concatenate([_read_plane(series, int(plane)) for plane in planes], axis=2)
-        return _interpret(keyframe, samples.astype(samples.dtype.newbyteorder("="), copy=False))
+        samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        return _upright(keyframe, samples, keyframe.bitspersample) if stored else _interpret(keyframe, samples)
 
 
 def count_pages(path: Path) -> int:
@@ -189,6 +190,10 @@ def _interpret(keyframe: Any, samples: np.ndarray) -> Raster:
     elif photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
         name = getattr(photometric, "name", photometric)
         raise ValueError(f"photometric interpretation {name}; expected grey, RGB or a palette")
+    return _upright(keyframe, samples, bits)
+
+
+def _upright(keyframe: Any, samples: np.ndarray, bits: int) -> Raster:
     alpha = samples.shape[2] in (2, 4) and keyframe.extrasamples[-1:] in ((kind,) for kind in _ALPHA)
     return Raster(turn(samples, keyframe.tags.valueof(_ORIENTATION)), bits, alpha)
 

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 
 from cupre_d2.data.catalog import check_images
 from cupre_d2.data.few_shot import get_records
+from cupre_d2.data.images import check_percentiles
 from cupre_d2.errors import ConfigError
 from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known
 
@@ -33,8 +34,10 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
 
     Raises:
         DatasetError: a data set, record or image that cannot be used.
-        ConfigError: MODEL.ROI_HEADS.NUM_CLASSES or INPUT.MASK_FORMAT that does not fit the data set.
+        ConfigError: MODEL.ROI_HEADS.NUM_CLASSES or INPUT.MASK_FORMAT that does not fit the data set, or an
+            INPUT.PERCENTILES that is none.
     """
+    check_percentiles(cfg.INPUT.PERCENTILES)
     for name in names:
         records = get_records(name)
         check_images(records, name)
@@ -58,6 +61,7 @@ def _is_mask(annotation: dict) -> bool:
 
 def check_unlabeled(cfg: CfgNode) -> None:
     """Reads the unlabeled data sets: they exist and their images open; raises DatasetError otherwise."""
+    check_percentiles(cfg.INPUT.PERCENTILES)
     if not cfg.DATASETS.UNLABELED:
         raise ConfigError(f"DATASETS.UNLABELED: empty; {cfg.TRAINER} needs unlabeled images, e.g. ('cells_unlabeled',)")
     for name in cfg.DATASETS.UNLABELED:

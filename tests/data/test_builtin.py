@@ -10,7 +10,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cupre_d2.data.builtin import LIVECELL_TYPES, register_builtin_datasets
+from cupre_d2.data.builtin import register_builtin_datasets
+from cupre_d2.data.builtin.bbbc import bbbc038_ids
+from cupre_d2.data.builtin.livecell import TYPES as LIVECELL_TYPES
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 
@@ -107,9 +109,8 @@ def test_bbbc038_split(root: Path) -> None:
 def test_bbbc038_split_of_the_whole_set_is_the_paper_s(root: Path) -> None:
     for index in range(670):
         (root / f"bbbc038/stage1_train/{index:064x}/images").mkdir(parents=True)
-    from cupre_d2.data.builtin import _bbbc038_ids
 
-    assert [len(_bbbc038_ids(root, split)) for split in ("train", "val", "test")] == [536, 67, 67]
+    assert [len(bbbc038_ids(root, split)) for split in ("train", "val", "test")] == [536, 67, 67]
 
 
 def test_bbbc038_records_are_the_caller_s_own(root: Path) -> None:

@@ -284,13 +284,13 @@ def test_label_image_errors(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no label image fits"):
         load_label_images(images, labels)
     save_image(labels / "a.png", (HEIGHT, WIDTH + 1))
-    with pytest.raises(DatasetError, match=f"a.png: label image of 21x12 .*{WIDTH}x{HEIGHT}"):
+    with pytest.raises(DatasetError, match=f"a.png: of 21x12 pixels.*{WIDTH}x{HEIGHT}"):
         load_label_images(images, labels)
     save_image(labels / "a.png", (HEIGHT, WIDTH, 3))
     with pytest.raises(DatasetError, match="a.png: label image of shape .*one channel"):
         load_label_images(images, labels)
     (labels / "a.png").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="a.png: cannot be read as a label image"):
+    with pytest.raises(DatasetError, match="a.png: cannot be read as an image"):
         load_label_images(images, labels)
     (labels / "a.png").unlink()
     tifffile.imwrite(labels / "a.tif", np.ones((HEIGHT, WIDTH), np.float32))
@@ -339,7 +339,7 @@ def test_mask_file_errors(tmp_path: Path) -> None:
         list_ids(tmp_path)
     write_nuclei(tmp_path, "x", 1)
     save_image(tmp_path / "x/masks/0.png", (HEIGHT, 3))
-    with pytest.raises(DatasetError, match="0.png: mask of 3x12 pixels"):
+    with pytest.raises(DatasetError, match="0.png: of 3x12 pixels"):
         load_mask_files(tmp_path, ["x"])
     (tmp_path / "x/masks/0.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match="0.png: cannot be read"):

@@ -6,10 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from cupre_d2.data.formats.image_folder import image_size
-from cupre_d2.data.formats.label_images import mask_to_annotation
+from cupre_d2.data.formats.masks import check_shape, mask_to_annotation, read_mask
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -71,11 +69,6 @@ def _annotated_image(folder: Path, image_id: str) -> dict[str, Any]:
 
 
 def _mask(file: Path, height: int, width: int) -> dict[str, Any] | None:
-    mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise DatasetError(f"{file}: cannot be read as a mask; expected a PNG, 0 for background")
-    if mask.shape != (height, width):
-        raise DatasetError(
-            f"{file}: mask of {mask.shape[1]}x{mask.shape[0]} pixels; expected the size of its image, {width}x{height}"
-        )
-    return mask_to_annotation(mask > 0)
+    mask = read_mask(file)
+    check_shape(file, mask.shape, height, width)
+    return mask_to_annotation(mask)

@@ -1,0 +1,160 @@
+"""Three sets of the Broad Bioimage Benchmark Collection: BBBC005, BBBC038 (Data Science Bowl 2018), BBBC039."""
+
+import copy
+import csv
+import hashlib
+import logging
+import re
+from functools import lru_cache, partial
+from pathlib import Path
+
+from cupre_d2.data.builtin.entry import Part, PublicDataset, Role, Split
+from cupre_d2.data.catalog import Record
+from cupre_d2.data.formats.binary_masks import load_binary_masks
+from cupre_d2.data.formats.boundary_masks import load_boundary_masks
+from cupre_d2.data.formats.image_folder import load_image_folder
+from cupre_d2.data.formats.mask_files import list_ids, load_images, load_mask_files
+from cupre_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+SPLITS: tuple[Role, ...] = ("train", "val", "test")
+
+# ------------------------------------------------------------------------------------------------------------ BBBC038
+
+_BBBC038 = "bbbc038/stage1_train"
+
+
+def load_bbbc038(root: Path, role: Role) -> list[Record]:
+    """One split with its masks."""
+    return copy.deepcopy(_load_bbbc038(root, role))
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _load_bbbc038(root: Path, role: Role) -> list[Record]:
+    """Kept in memory: decoding the masks takes seconds, and few-shot subsets of one set read it again."""
+    return _with_types(load_mask_files(root / _BBBC038, bbbc038_ids(root, role)), root)
+
+
+def load_bbbc038_images(root: Path, role: Role) -> list[Record]:
+    """One split without its masks, which spares reading them."""
+    return _with_types(load_images(root / _BBBC038, bbbc038_ids(root, role)), root)
+
+
+def bbbc038_ids(root: Path, role: Role) -> list[str]:
+    """The ids of one split: 80, 10 and 10 % of those on disk, 536/67/67 of all 670 as the CUPre paper says.
+
+    Which images it had in which split the paper does not say. We order the ids by a hash, so that the split is
+    random with respect to content and the same on every machine.
+    """
+    ids = sorted(list_ids(root / _BBBC038), key=lambda i: hashlib.sha256(f"bbbc038:{i}".encode()).hexdigest())
+    cuts = [0, round(0.8 * len(ids)), round(0.9 * len(ids)), len(ids)]
+    start, end = cuts[SPLITS.index(role) :][:2]
+    if start == end:
+        raise DatasetError(f"{root / _BBBC038}: {len(ids)} images, too few for a {role} split; expected at least 10")
+    return ids[start:end]
+
+
+def _with_types(records: list[Record], root: Path) -> list[Record]:
+    """Sets cell_type from bbbc038/types.csv, or where there is none from our own list; returns the records."""
+    file = root / "bbbc038/types.csv"
+    if not file.exists():
+        file = Path(__file__).with_name("bbbc038_types.csv")
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        if not {"image_id", "type"} <= set(reader.fieldnames or ()):
+            raise DatasetError(f"{file}: columns {reader.fieldnames}; expected image_id,type")
+        types = {row["image_id"]: row["type"] for row in reader if row["type"]}
+    for record in records:
+        if record["image_id"] in types:
+            record["cell_type"] = types[record["image_id"]]
+    typed = sum("cell_type" in record for record in records)
+    if 0 < typed < len(records):
+        logger.warning("%s: no type for %d of %d images", file, len(records) - typed, len(records))
+    return records
+
+
+BBBC038 = PublicDataset(
+    name="bbbc038",
+    title="BBBC038, Data Science Bowl 2018",
+    task="instances",
+    licence="CC0",
+    citation="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 2019",
+    homepage="bbbc.broadinstitute.org, accession BBBC038",
+    get="stage1_train.zip; below 200 MB",
+    parts=(Part(_BBBC038, ("stage1_train.zip",)),),
+    image_files=(f"{_BBBC038}/*/images/*.png",),
+    images=670,
+    splits=tuple(
+        Split(f"bbbc038_{role}", role, (_BBBC038,), partial(load_bbbc038, role=role), images)
+        for role, images in zip(SPLITS, (536, 67, 67), strict=True)
+    ),
+)
+
+# ------------------------------------------------------------------------------------------------------------ BBBC039
+
+_BBBC039 = tuple(f"bbbc039/{folder}" for folder in ("images", "masks", "metadata"))
+
+
+def _load_bbbc039(root: Path, names: str) -> list[Record]:
+    images, masks, metadata = (root / folder for folder in _BBBC039)
+    return load_boundary_masks(images, masks, metadata / names)
+
+
+BBBC039 = PublicDataset(
+    name="bbbc039",
+    title="BBBC039, U2OS nuclei, fluorescence, 16 bit",
+    task="instances",
+    licence="CC0",
+    citation="Caicedo et al., Evaluation of deep learning strategies for nucleus segmentation in fluorescence images, 2019",
+    homepage="bbbc.broadinstitute.org, accession BBBC039",
+    get="images.zip, masks.zip and metadata.zip; below 100 MB",
+    parts=tuple(Part(folder, (f"{Path(folder).name}.zip",)) for folder in _BBBC039),
+    image_files=(f"{_BBBC039[0]}/*.tif",),
+    images=200,
+    splits=tuple(
+        Split(f"bbbc039_{role}", role, _BBBC039, partial(_load_bbbc039, names=f"{file}.txt"), images)
+        for role, file, images in zip(SPLITS, ("training", "validation", "test"), (100, 50, 50), strict=True)
+    ),
+)
+
+# ------------------------------------------------------------------------------------------------------------ BBBC005
+
+_BBBC005_IMAGES, _BBBC005_MASKS = "bbbc005/BBBC005_v1_images", "bbbc005/BBBC005_v1_ground_truth"
+_BBBC005_COUNT = re.compile(r"_C(\d+)_")
+
+
+def _load_bbbc005(root: Path) -> list[Record]:
+    return load_binary_masks(root / _BBBC005_IMAGES, root / _BBBC005_MASKS)
+
+
+def _load_bbbc005_counts(root: Path) -> list[Record]:
+    """The number of cells stands in the file name, as in SIMCEPImages_A01_C1_F1_s01_w2.TIF: one cell."""
+    records = load_image_folder(root / _BBBC005_IMAGES)
+    for record in records:
+        match = _BBBC005_COUNT.search(record["image_id"])
+        if match is None:
+            raise DatasetError(f"{record['file_name']}: no count in the file name; expected ..._C<count>_...")
+        record["count"] = int(match[1])
+    return records
+
+
+BBBC005 = PublicDataset(
+    name="bbbc005",
+    title="BBBC005, simulated stained cells, with counts; foreground masks for the images in focus",
+    task="semantic",
+    licence="CC0",
+    citation="Lehmussola et al., Computational framework for simulating fluorescence microscope images, 2007",
+    homepage="bbbc.broadinstitute.org, accession BBBC005",
+    get="BBBC005_v1_images.zip and BBBC005_v1_ground_truth.zip; 1.8 GB",
+    parts=(
+        Part(_BBBC005_IMAGES, ("BBBC005_v1_images.zip",)),
+        Part(_BBBC005_MASKS, ("BBBC005_v1_ground_truth.zip",)),
+    ),
+    image_files=(f"{_BBBC005_IMAGES}/*.TIF",),
+    images=19_200,
+    splits=(
+        Split("bbbc005", "all", (_BBBC005_IMAGES, _BBBC005_MASKS), _load_bbbc005, 1200),
+        Split("bbbc005_counts", "all", (_BBBC005_IMAGES,), _load_bbbc005_counts, 19_200),
+    ),
+)

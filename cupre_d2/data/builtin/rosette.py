@@ -1,0 +1,55 @@
+"""Rosettes in C. elegans embryos: 128-px images in class folders, unlabeled ones, and their 32-px patches."""
+
+from functools import partial
+from pathlib import Path
+
+from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
+from cupre_d2.data.catalog import Record
+from cupre_d2.data.formats.class_folders import load_class_folders
+from cupre_d2.data.formats.image_folder import load_image_folder
+
+CLASSES = ("rosette", "non_rosette")
+_UNLABELED = "rosette/unlabeled"
+_PATCHES = "rosette/patches"
+
+
+def _load_classes(root: Path, folder: str) -> list[Record]:
+    return load_class_folders(root / folder, CLASSES)
+
+
+def _load_unlabeled(root: Path, folder: str) -> list[Record]:
+    return load_image_folder(root / folder)
+
+
+def _classes(name: str, role: str, folder: str, images: int | None = None) -> Split:
+    loaded = partial(_load_classes, folder=folder)
+    return Split(name, "train" if role == "train" else "test", (folder,), loaded, images, CLASSES)
+
+
+def _unlabeled(name: str, folder: str, images: int) -> Split:
+    return Split(name, "unlabeled", (folder,), partial(_load_unlabeled, folder=folder), images)
+
+
+# The authors' split is by acquisition date: train 20170711 and 20170715, test 20170720 (facts/rosette_gan.md §2.5).
+# Their hand-cut 32-px crops were never published: patches/{train,test} are for a user's own.
+ROSETTE = PublicDataset(
+    name="rosette",
+    title="C. elegans rosettes, membrane images",
+    task="classification",
+    licence="none stated",
+    citation="the rosette paper (facts/rosette_gan.md)",
+    homepage="the authors' repository",
+    get="supervised_split as train and test, the 11,250 unlabeled images; "
+    "`prepare_dataset.py rosette RAW_DIR` cuts those into 32-px patches",
+    parts=(Part("rosette/train"), Part("rosette/test"), Part(_UNLABELED)),
+    image_files=(f"{_UNLABELED}/*.jpg",),
+    images=11_250,
+    splits=(
+        _classes("rosette_train", "train", "rosette/train", 274 + 844),
+        _classes("rosette_test", "test", "rosette/test", 112 + 348),
+        _unlabeled("rosette_unlabeled", _UNLABELED, 11_250),
+        _classes("rosette_patches_train", "train", f"{_PATCHES}/train"),
+        _classes("rosette_patches_test", "test", f"{_PATCHES}/test"),
+        _unlabeled("rosette_patches_unlabeled", f"{_PATCHES}/unlabeled", 180_000),
+    ),
+)

@@ -1,0 +1,106 @@
+"""Writing records as a COCO instances file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from pycocotools import mask as mask_util
+
+from cupre_d2.data.catalog import Record
+from cupre_d2.data.few_shot import get_records
+from cupre_d2.errors import DatasetError
+
+
+def write_subset(name: str, file: Path) -> str:
+    """Writes a registered data set, as a rule a few-shot subset, as a COCO file of its own.
+
+    Returns:
+        A line that says what was written and which folder its file names are relative to.
+
+    Raises:
+        DatasetError: see `few_shot.get_records` and `write_coco_json`.
+    """
+    records = get_records(name)
+    root = write_coco_json(records, MetadataCatalog.get(name).thing_classes, file)
+    instances = sum(len(record["annotations"]) for record in records)
+    return f"{file}: {len(records)} images, {instances} instances of {name}; file names are relative to {root}"
+
+
+def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Path) -> Path:
+    """Writes annotated records of Detectron2's standard form as a COCO instances file.
+
+    Polygons stay polygons and RLE stays RLE; areas are those of the masks in pixels; category ids count from 1.
+
+    Args:
+        records: as the catalogue returns them.
+        classes: class names in order of category id.
+        file: the JSON to write; it appears whole or not at all.
+
+    Returns:
+        The folder that the file names in it are relative to: the innermost one that holds all images.
+
+    Raises:
+        DatasetError: a record has no annotations, is a page of a stack (which COCO's format cannot say), or an
+            annotation has no mask; or the file cannot be written.
+    """
+    root = Path(os.path.commonpath([Path(record["file_name"]).parent for record in records]))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, record in enumerate(records, start=1):
+        images.append({"id": image_id, **_image(record, root)})
+        for index, annotation in enumerate(record["annotations"]):
+            name = f"{record['file_name']}: annotation {index}"
+            described = _annotation(annotation, record["height"], record["width"], name)
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **described})
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    _write(file, {"images": images, "annotations": annotations, "categories": categories})
+    return root
+
+
+def _image(record: Record, root: Path) -> dict[str, Any]:
+    if "annotations" not in record:
+        raise DatasetError(f"{record['file_name']}: record without annotations; expected an annotated data set")
+    if record.get("page") is not None:
+        raise DatasetError(
+            f"{record['file_name']}: page {record['page']} of a stack; expected one image a file, as COCO has it"
+        )
+    return {
+        "file_name": Path(record["file_name"]).relative_to(root).as_posix(),
+        "height": record["height"],
+        "width": record["width"],
+    }
+
+
+def _annotation(annotation: Mapping[str, Any], height: int, width: int, name: str) -> dict[str, Any]:
+    segmentation = annotation.get("segmentation")
+    if segmentation is None or len(segmentation) == 0:
+        raise DatasetError(f"{name}, field segmentation: missing; expected polygons or an RLE")
+    if isinstance(segmentation, Mapping):
+        rle = dict(segmentation)
+    else:
+        segmentation = [np.asarray(polygon).tolist() for polygon in segmentation]
+        rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    return {
+        "category_id": annotation["category_id"] + 1,
+        "bbox": list(annotation["bbox"]),
+        "area": int(mask_util.area(rle)),
+        "iscrowd": annotation.get("iscrowd", 0),
+        "segmentation": segmentation,
+    }
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(stream.name, file)
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be written ({error.strerror})") from error
