@@ -219,7 +219,7 @@ def test_missing_coco(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["livecell_train"], 10, 2066),
         (["livecell_val"], 5, 1243),
         (["livecell_unlabeled"], 47, 0),
-        (["cells_unlabeled"], 10 + 47 + 478, 0),
+        (["cells_unlabeled"], 10 + 47 + 478 + 25 + 15 + 8, 0),
         (["bbbc038_train", "bbbc038_val", "bbbc038_test"], 597, 25732),
     ],
 )
