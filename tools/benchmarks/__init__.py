@@ -1,0 +1,1 @@
+"""One module a benchmark: `run()` measures and returns figures."""
