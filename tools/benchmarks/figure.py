@@ -30,7 +30,8 @@ class Figure:
         """How far the value is from its bar, as a factor: below 1 where it misses; infinite without a bar."""
         if self.bar is None:
             return float("inf")
-        return self.bar / self.value if self.better == "at most" else self.value / self.bar
+        low, high = (self.value, self.bar) if self.better == "at most" else (self.bar, self.value)
+        return high / low if low > 0 else float("inf")
 
     def __str__(self) -> str:
         bar = "" if self.bar is None else f"   (bar: {self.better} {self.bar:g}: {'holds' if self.holds else 'MISSED'})"

@@ -1,0 +1,304 @@
+"""COCO's instances as flat arrays: what a big file is parsed into, kept in a cache, and made records of.
+
+LIVECell's million polygons as Python lists of floats take more than ten times the memory of the numbers.
+"""
+
+import gc
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from detectron2.structures import BoxMode
+
+from cupre_d2.data.formats.coco_rle import compress_rle, rle_area, rle_box
+
+# x, y of three points.
+MIN_POLYGON = 6
+
+NO_MASK = "annotations without a mask"
+EMPTY_MASK = "annotations with an empty mask"
+DEGENERATE = "annotations with only degenerate polygons"
+DEGENERATE_PARTS = "degenerate parts of annotations with several polygons"
+NO_AREA = "annotations with a box without area"
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class Image(msgspec.Struct):
+    """An image of the file, as the file has it."""
+
+    id: int | str
+    file_name: str
+    height: int
+    width: int
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    bbox: tuple[float, float, float, float] | None = None
+    iscrowd: int = 0
+
+
+class _File(msgspec.Struct):
+    images: list[Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+_decode_file = msgspec.json.Decoder(_File).decode
+_decode_polygons = msgspec.json.Decoder(list[list[float]]).decode
+
+
+@dataclass(frozen=True)
+class CocoArrays:
+    """A whole COCO instances file.
+
+    Attributes:
+        images: in the file's order.
+        categories: id in the file to name, by id.
+        skipped: what was left out, and how often.
+        total: annotations in the file.
+        per_image: I int64, how many of the N annotations that follow each image has.
+        category: N int64, from 0. crowd: N int64, 0 or 1. box: N x 4 float64, XYWH in pixels.
+        parts: N int64, polygons of each annotation; 0 for an RLE.
+        part_length: P int64, numbers of each polygon. coordinates: float64, x y x y ...
+        rle_length: R int64. rle: uint8, the counts of all RLEs, compressed.
+    """
+
+    images: list[Image]
+    categories: dict[int, str]
+    skipped: dict[str, int]
+    total: int
+    per_image: np.ndarray
+    category: np.ndarray
+    crowd: np.ndarray
+    box: np.ndarray
+    parts: np.ndarray
+    part_length: np.ndarray
+    coordinates: np.ndarray
+    rle_length: np.ndarray
+    rle: np.ndarray
+
+    def records(self, files: Sequence[Path]) -> list[dict[str, Any]]:
+        """Detectron2's records; a polygon is a float64 view, x y x y ..., of all coordinates."""
+        with _no_collection():
+            segmentations = self._segmentations()
+            boxes, categories, crowds = self.box.tolist(), self.category.tolist(), self.crowd.tolist()
+            ends = np.cumsum(self.per_image).tolist()
+            return [
+                {
+                    "file_name": str(file),
+                    "image_id": image.id,
+                    "height": image.height,
+                    "width": image.width,
+                    "annotations": [
+                        {
+                            "bbox": box,
+                            "bbox_mode": BoxMode.XYWH_ABS,
+                            "segmentation": segmentation,
+                            "category_id": category,
+                            "iscrowd": crowd,
+                        }
+                        for box, segmentation, category, crowd in zip(
+                            boxes[start:end], segmentations[start:end], categories[start:end], crowds[start:end], strict=True
+                        )
+                    ],
+                }
+                for file, image, start, end in zip(files, self.images, [0, *ends], ends, strict=False)
+            ]
+
+    def _segmentations(self) -> list[Any]:
+        """Polygons or RLE of each annotation."""
+        ends = np.cumsum(self.part_length).tolist()
+        coordinates = self.coordinates
+        polygons = [coordinates[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if (self.parts == 1).all():
+            return [[polygon] for polygon in polygons]
+        rles = self._rles()
+        ends = np.cumsum(self.parts).tolist()
+        return [polygons[start:end] if start < end else next(rles) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _rles(self) -> Iterator[dict[str, Any]]:
+        text, position = self.rle.tobytes().decode("ascii"), 0
+        image_of = np.repeat(np.arange(len(self.images)), self.per_image)[self.parts == 0]
+        for number, length in zip(image_of.tolist(), self.rle_length.tolist(), strict=True):
+            size = [self.images[number].height, self.images[number].width]
+            yield {"size": size, "counts": text[position : position + length]}
+            position += length
+
+    def is_consistent(self) -> bool:
+        """Whether the arrays fit together, as those of a damaged cache would not."""
+        count = len(self.category)
+        return (
+            all(array.dtype in (np.int64, np.float64, np.uint8) for array in self._arrays())
+            and len(self.per_image) == len(self.images)
+            and self.per_image.sum() == count == len(self.crowd) == len(self.box) == len(self.parts)
+            and self.box.shape == (count, 4)
+            and self.parts.sum() == len(self.part_length)
+            and self.part_length.sum() == len(self.coordinates)
+            and (self.parts == 0).sum() == len(self.rle_length)
+            and self.rle_length.sum() == len(self.rle)
+        )
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [value for field in fields(self) if isinstance(value := getattr(self, field.name), np.ndarray)]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A million dicts make the garbage collector look through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def parse(content: Any) -> CocoArrays | None:
+    """Parses a COCO instances file; None where anything is wrong with it, which `coco_json` then explains.
+
+    Args:
+        content: the file's bytes, or a map of them.
+    """
+    try:
+        with _no_collection():
+            return _parse(content)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _parse(content: Any) -> CocoArrays:
+    file = _decode_file(content)
+    categories = {category.id: category.name for category in file.categories}
+    _expect(0 < len(categories) == len(file.categories))
+    categories = dict(sorted(categories.items()))
+    index = {image.id: number for number, image in enumerate(file.images)}
+    _expect(0 < len(index) == len(file.images))
+    _expect(all(image.height > 0 and image.width > 0 for image in file.images))
+    ordered = _by_image(file, index)
+    total = len(file.annotations)
+    file.annotations.clear()
+    return _Collector(categories, file.images).collect(ordered, total)
+
+
+def _expect(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+def _by_image(file: _File, index: dict[int | str, int]) -> list[list[_Annotation]]:
+    grouped: list[list[_Annotation]] = [[] for _ in file.images]
+    for annotation in file.annotations:
+        number = index.get(annotation.image_id)
+        if number is None:
+            raise ValueError
+        grouped[number].append(annotation)
+    return grouped
+
+
+class _Collector:
+    """Takes annotations one by one; each is forgotten when its numbers are in the arrays."""
+
+    def __init__(self, categories: dict[int, str], images: list[Image]) -> None:
+        self.images = images
+        self.categories = categories
+        self.contiguous = {category: number for number, category in enumerate(categories)}
+        self.skipped: Counter[str] = Counter()
+        self.ints: dict[str, array] = {
+            name: array("q") for name in ("per_image", "category", "crowd", "parts", "part_length", "rle_length")
+        }
+        self.box, self.coordinates, self.rle = array("d"), array("d"), bytearray()
+
+    def collect(self, grouped: list[list[_Annotation]], total: int) -> CocoArrays:
+        for image, annotations in zip(self.images, grouped, strict=True):
+            before = len(self.ints["category"])
+            for annotation in annotations:
+                self._add(annotation, image)
+            annotations.clear()
+            self.ints["per_image"].append(len(self.ints["category"]) - before)
+        return CocoArrays(
+            images=self.images,
+            categories=self.categories,
+            skipped=dict(self.skipped),
+            total=total,
+            box=np.frombuffer(self.box).reshape(-1, 4),
+            coordinates=np.frombuffer(self.coordinates),
+            rle=np.frombuffer(self.rle, np.uint8),
+            **{name: np.frombuffer(values, np.int64) for name, values in self.ints.items()},
+        )
+
+    def _add(self, annotation: _Annotation, image: Image) -> None:
+        category = self.contiguous.get(annotation.category_id)
+        if category is None or annotation.iscrowd not in (0, 1):
+            raise ValueError
+        raw = bytes(annotation.segmentation)
+        if raw.startswith(b"{"):
+            box = self._rle(msgspec.json.decode(raw), annotation.bbox, image)
+        elif raw.startswith(b"["):
+            box = self._polygons(_decode_polygons(raw), annotation.bbox)
+        elif raw == b"null":
+            box = None
+            self._skip(NO_MASK)
+        else:
+            raise ValueError
+        if box:
+            self.ints["category"].append(category)
+            self.ints["crowd"].append(annotation.iscrowd)
+            self.box.extend(box)
+
+    def _skip(self, reason: str, count: int = 1) -> None:
+        self.skipped[reason] += count
+
+    def _polygons(self, polygons: list[list[float]], box: Any) -> Any:
+        """The box of an annotation that is kept; None, and counted, for one that is not."""
+        if not polygons:
+            return self._skip(NO_MASK)
+        for polygon in polygons:
+            _expect(len(polygon) % 2 == 0)
+        whole = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
+        if not whole:
+            return self._skip(DEGENERATE)
+        if len(whole) < len(polygons):
+            self._skip(DEGENERATE_PARTS, len(polygons) - len(whole))
+        box = box or box_of(whole)
+        if box[2] <= 0 or box[3] <= 0:
+            return self._skip(NO_AREA)
+        for polygon in whole:
+            self.coordinates.extend(polygon)
+            self.ints["part_length"].append(len(polygon))
+        self.ints["parts"].append(len(whole))
+        return box
+
+    def _rle(self, rle: dict[str, Any], box: Any, image: Image) -> Any:
+        if not rle:
+            return self._skip(NO_MASK)
+        counts = compress_rle(rle, image.height, image.width)
+        if not rle_area(counts):
+            return self._skip(EMPTY_MASK)
+        box = box or rle_box(counts, image.height, image.width)
+        if box[2] <= 0 or box[3] <= 0:
+            return self._skip(NO_AREA)
+        self.rle += counts.encode("ascii")
+        self.ints["rle_length"].append(len(counts))
+        self.ints["parts"].append(0)
+        return box
+
+
+def box_of(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """XYWH in pixels of the points of polygons."""
+    xs = [x for polygon in polygons for x in polygon[0::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
