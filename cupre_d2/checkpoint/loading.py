@@ -1,11 +1,10 @@
-"""Saving checkpoints whole and loading weights safely."""
+"""Saving checkpoints whole, and loading the weights that training starts from."""
 
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 import torch
@@ -14,55 +13,21 @@ from fvcore.common.checkpoint import get_missing_parameters_message, get_unexpec
 from tabulate import tabulate
 from torch import nn
 
+from cupre_d2.checkpoint.fit import misfit
+from cupre_d2.checkpoint.reading import check_path, read_checkpoint
+from cupre_d2.checkpoint.report import LoadReport, first
+from cupre_d2.checkpoint.sources import Source, Weights, identify
 from cupre_d2.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 # Constants of a config, not weights: older checkpoints hold them.
 CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|anchor_generator\.cell_anchors(\..*)?)$")
-SHOWN = 5
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a `.pth` or `.pt` file to the CPU without running code that it may hold.
-
-    Raises:
-        CheckpointError: missing, truncated, of another format, or holding more than tensors and plain values.
-    """
-    check_path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # A broken file, or one of another kind, can make the parser raise almost anything.
-        raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a dict of weights")
-    return content
-
-
-def check_path(path: str) -> None:
-    """Raises CheckpointError unless the path is of a local file that can be read without running code."""
-    if "://" in path:
-        raise CheckpointError(f"{path}: nothing is downloaded; fetch the file and give its path")
-    if path.endswith(".pkl"):
-        raise CheckpointError(f"{path}: .pkl files can run code when read; convert it to .pth in a sandbox")
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint file")
-
-
-def _why_unreadable(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    code = re.search(r"GLOBAL (\S+)", message)
-    if code:
-        return (
-            f"asks for {code[1]}, and files that hold more than tensors and plain values can run code when read; "
-            "save its weights alone to .pth in a sandbox"
-        )
-    # Of PyTorch's message, which goes on to advise reading the file unsafely, only what is wrong.
-    reason = message.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0][:200]
-    cause = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    return f"truncated, or not written by torch.save ({cause}); copy or make it again"
+# Frozen batch norms have no such counter.
+COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
+NORM_OF_A_LAYER = re.compile(r"^(.+)\.norm\.(weight|running_mean)$")
+# Under these keys checkpoints hold their weights; others are weights by themselves.
+CONTAINERS = ("model", "state_dict")
 
 
 class CellCheckpointer(DetectionCheckpointer):
@@ -99,15 +64,15 @@ class CellCheckpointer(DetectionCheckpointer):
         content |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        _write_whole(path, lambda file: torch.save(content, file))
+        write_whole(path, lambda file: torch.save(content, file))
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        _write_whole(path, lambda file: file.write(last_filename_basename.encode()))
+        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
 
 
-def _write_whole(path: str, write: Callable[[IO[bytes]], Any]) -> None:
+def write_whole(path: str, write: Callable[[IO[bytes]], Any]) -> None:
     partial = f"{path}.partial"
     try:
         with open(partial, "wb") as file:
@@ -122,103 +87,145 @@ def _write_whole(path: str, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
-@dataclass
-class LoadReport:
-    """What became of the keys of a checkpoint and of a model.
-
-    Attributes:
-        matched: loaded.
-        missing: in the model only; they keep their initialisation.
-        unexpected: in the checkpoint only.
-        mismatched: (key, shape in the checkpoint, shape in the model); they keep their initialisation.
-    """
-
-    matched: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-
-
 def load_initial_weights(model: nn.Module, path: str, only_prefix: str = "") -> LoadReport:
     """Loads the weights that training starts from, as far as names and shapes agree; the rest stays as initialised.
 
-    A "module." before every key is ignored, and so are `pixel_mean`, `pixel_std` and anchors, which the config sets.
-    Values take the dtype that they have in the model.
+    Published weights get the model's names first, see `cupre_d2.checkpoint.sources`. Values take the dtype that they have
+    in the model.
 
     Args:
-        path: a `.pth` file with a state dict, by itself or under "model".
-        only_prefix: load only the keys that begin with it; nothing else in the model changes.
+        path: a file that `read_checkpoint` reads, with a state dict by itself or under "model" or "state_dict".
+        only_prefix: load only the model's keys that begin with it; nothing else in the model changes.
 
     Returns:
         What was loaded and what not; it is logged too.
 
     Raises:
-        CheckpointError: the file cannot be read, or no key fits.
+        CheckpointError: the file cannot be read, no key fits, or the weights are of another network, see `match_weights`.
+    """
+    state = model.state_dict()
+    source, report = match_weights(model, path, only_prefix)
+    # With the model's own values for the rest: Detectron2's FrozenBatchNorm2d resets statistics that are not given.
+    dtypes = Counter((source.weights[key].dtype, state[key].dtype) for key in report.matched)
+    state.update({key: source.weights[key] for key in report.matched})
+    model.load_state_dict(state)
+    _log(path, report, dtypes)
+    return report
+
+
+def read_source(path: str, model_keys: Iterable[str] = ()) -> Source:
+    """The weights in a file, of whatever kind, under Detectron2's names.
+
+    A "module." before every key is ignored. `pixel_mean`, `pixel_std` and anchors, which the config sets, are left out.
+
+    Args:
+        model_keys: see `identify`.
+
+    Raises:
+        CheckpointError: the file cannot be read.
     """
     weights = _weights(path, read_checkpoint(path))
-    weights = {key: value for key, value in weights.items() if key.startswith(only_prefix)}
+    constants = [key for key in weights if CONSTANTS.search(key)]
+    source = identify({key: value for key, value in weights.items() if key not in constants}, model_keys)
+    source.left_out.extend(constants)
+    return source
+
+
+def match_weights(model: nn.Module, path: str, only_prefix: str = "") -> tuple[Source, LoadReport]:
+    """Compares a file's weights with a model's; nothing is loaded.
+
+    Other shapes in the heads are what other classes and anchors make, and only listed. Refused are backbones of other
+    settings (deformable or not, depth, radix, where the stride lies) and necks of other widths, and layers of any part
+    whose norm is another.
+
+    Raises:
+        CheckpointError: the file cannot be read, no key fits, or the weights are of another network.
+    """
     state = model.state_dict()
+    source = read_source(path, state)
     own = {key: value for key, value in state.items() if key.startswith(only_prefix) and not CONSTANTS.search(key)}
-    report = _compare(weights, own)
-    if not report.matched:
-        raise CheckpointError(_nothing_fits(path, only_prefix, report))
-    # With the model's own values for the rest: Detectron2's FrozenBatchNorm2d resets statistics that are not given.
-    state.update({key: weights[key] for key in report.matched})
-    model.load_state_dict(state)
-    _log(path, report, Counter((weights[key].dtype, own[key].dtype) for key in report.matched))
-    return report
+    weights = {key: value for key, value in source.weights.items() if key.startswith(only_prefix)}
+    report = _compare(source, weights, own)
+    reason = misfit(source, model) or _nothing_fits(only_prefix, report) or _other_network(report)
+    if reason:
+        raise CheckpointError(f"{_titled(path, source.kind)}: {reason}")
+    return source, report
 
 
-def _weights(path: str, content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    weights = content.get("model", content)
+def _titled(path: str, kind: str) -> str:
+    return f"{path} ({kind})" if kind else path
+
+
+def _weights(path: str, content: Mapping[str, Any]) -> Weights:
+    container = next((key for key in CONTAINERS if key in content), None)
+    weights = content[container] if container else content
     if not isinstance(weights, Mapping):
-        raise CheckpointError(f"{path}: field model is a {type(weights).__name__}; expected a dict of weights")
-    tensors = {str(key): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+        raise CheckpointError(f"{path}: field {container} is a {type(weights).__name__}; expected a dict of weights")
+    tensors = {str(key): value for key, value in weights.items() if _is_plain(value)}
     if len(tensors) < len(weights):
         others = [str(key) for key in weights if str(key) not in tensors]
-        logger.warning("%s: %d entries are no tensors and are left out: %s", path, len(others), _first(others))
+        logger.warning("%s: %d entries are no tensors and are left out: %s", path, len(others), first(others))
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return {key: value for key, value in tensors.items() if not CONSTANTS.search(key)}
+    return tensors
 
 
-def _compare(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> LoadReport:
-    report = LoadReport(
-        missing=[key for key in own if key not in weights], unexpected=[key for key in weights if key not in own]
-    )
-    for key in own:
-        if key not in weights:
-            continue
-        if own[key].shape == weights[key].shape:
-            report.matched.append(key)
+def _is_plain(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def _compare(source: Source, weights: Weights, own: Weights) -> LoadReport:
+    report = LoadReport(source.kind, left_out=list(source.left_out), pixels=source.pixels)
+    for key in [*own, *(key for key in weights if key not in own)]:
+        if key in own and key in weights:
+            if own[key].shape == weights[key].shape:
+                report.matched.append(key)
+            else:
+                report.mismatched.append((key, tuple(weights[key].shape), tuple(own[key].shape)))
+        elif COUNTERS.search(key):
+            report.left_out.append(key)
         else:
-            report.mismatched.append((key, tuple(weights[key].shape), tuple(own[key].shape)))
+            (report.missing if key in own else report.unexpected).append(key)
     return report
 
 
-def _nothing_fits(path: str, prefix: str, report: LoadReport) -> str:
+def _nothing_fits(prefix: str, report: LoadReport) -> str:
     under = f" under {prefix}" if prefix else ""
+    if report.matched:
+        return ""
     if report.mismatched:
-        shapes = _first([f"{key} {found}, expected {expected}" for key, found, expected in report.mismatched])
-        return f"{path}: every key{under} has another shape than in the model; {shapes}"
-    return f"{path}: no key{under} fits the model; expected {_first(report.missing)}; found {_first(report.unexpected)}"
+        shapes = first([f"{key} {found}, expected {expected}" for key, found, expected in report.mismatched])
+        return f"every key{under} has another shape than in the model; {shapes}"
+    return f"no key{under} fits the model; expected {first(report.missing)}; found {first(report.unexpected)}"
 
 
-def _first(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return (", ".join(items[:SHOWN]) or "none") + more
+def _other_network(report: LoadReport) -> str:
+    necks = [f"{key} {found}, expected {expected}" for key, found, expected in report.mismatched if "backbone." in key]
+    if necks:
+        return f"the backbone or its neck has other shapes than in the model: {first(necks)}"
+    loose = [match[1] for key in report.missing + report.unexpected if (match := NORM_OF_A_LAYER.match(key))]
+    layers = sorted({layer for layer in loose if f"{layer}.weight" in report.matched})
+    if layers:
+        return f"trained with another norm than the model's: {first(layers)}; set the NORM of MODEL's parts as in training"
+    return ""
 
 
 def _log(path: str, report: LoadReport, dtypes: Counter[tuple[torch.dtype, torch.dtype]]) -> None:
     logger.info(
-        "%s: %d of the model's %d tensors loaded; %d of another shape, %d missing in the file; %d in the file not used",
-        path,
+        "%s: %d of the model's %d tensors loaded; %d of another shape, %d missing in the file; "
+        "%d in the file not used, %d left out",
+        _titled(path, report.kind),
         len(report.matched),
         len(report.matched) + len(report.mismatched) + len(report.missing),
         len(report.mismatched),
         len(report.missing),
         len(report.unexpected),
+        len(report.left_out),
     )
+    if report.pixels:
+        logger.info("%s: trained with %s", path, report.pixels)
     for (found, expected), count in dtypes.items():
         if found != expected:
             logger.warning("%s: %d tensors converted from %s to %s", path, count, found, expected)
