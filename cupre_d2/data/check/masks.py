@@ -1,0 +1,168 @@
+"""An annotation's mask and box, looked at on their own."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from cupre_d2.data.formats.coco_rle import compress_rle
+
+# Pixels beyond the image that rounding explains.
+OUTSIDE = 1.0
+# Pixels between an edge of the box and the mask's: annotation tools differ by one in what they take as the edge.
+BOX_TOLERANCE = 2.0
+
+Problem = tuple[str, str]
+
+
+@dataclass
+class Mask:
+    """What became of a segmentation.
+
+    Attributes:
+        rle: compressed, within the image; None if not a pixel is left.
+        extent: x0, y0, x1, y1 in pixels, within the image; None as rle.
+        problems: kind and message.
+    """
+
+    rle: dict[str, Any] | None = None
+    extent: np.ndarray | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_mask(segmentation: Any, height: int, width: int) -> Mask:
+    """The mask of a segmentation, polygons or RLE, in an image of that size in pixels."""
+    if segmentation is None or not len(segmentation):
+        return Mask(problems=[("empty mask", "field segmentation: missing")])
+    if isinstance(segmentation, Mapping):
+        return _read_rle(segmentation, height, width)
+    parts = [points_of(part) for part in segmentation] if isinstance(segmentation, list) else [None]
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        message = "field segmentation: expected polygons, each a list x, y, x, y, ... of numbers, or an RLE"
+        return Mask(problems=[("malformed mask", message)])
+    return _draw(whole, height, width)
+
+
+def read_box(box: Any, extent: np.ndarray | None, height: int, width: int) -> Iterator[Problem]:
+    """What is wrong with an XYWH box, given the extent of its mask. None, for no box, is well: readers make one."""
+    if box is None:
+        return
+    numbers = _numbers(box)
+    if numbers is None or len(numbers) != 4:
+        yield "malformed box", f"field bbox: {box!r}; expected [x, y, width, height]"
+        return
+    if min(numbers[2:]) <= 0:
+        yield "box without area", f"field bbox: {_shown(numbers)}"
+        return
+    corners = numbers + [0, 0, *numbers[:2]]
+    inside = np.clip(corners, 0, [width, height, width, height])
+    if np.abs(corners - inside).max() > OUTSIDE:
+        yield "box outside the image", f"field bbox: {_shown(numbers)}; expected it within {width}x{height} pixels"
+    elif extent is not None and np.abs(inside - extent).max() > BOX_TOLERANCE:
+        own = extent - [0, 0, *extent[:2]]
+        yield "box contradicts mask", f"field bbox: {_shown(numbers)}; expected {_shown(own)}, that of its mask"
+
+
+def points_of(part: Any) -> np.ndarray | None:
+    """A polygon as Nx2 array x, y; None if it is no list of pairs of numbers."""
+    numbers = _numbers(part)
+    return None if numbers is None or len(numbers) % 2 else numbers.reshape(-1, 2)
+
+
+def is_degenerate(points: np.ndarray) -> bool:
+    """Fewer than three points, or all on one line."""
+    if len(points) < 3:
+        return True
+    x, y = (points - points[0]).T
+    # A figure of eight encloses pixels too, but its signed area may be 0.
+    return abs(x[1:] @ y[:-1] - y[1:] @ x[:-1]) < 1e-9 and bool(np.linalg.matrix_rank(points - points[0]) < 2)
+
+
+def clip(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of a polygon, Nx2, that is within the image (Sutherland and Hodgman); without points if there is none.
+
+    Where shapely needs simple polygons, this keeps the pixels of those that cross themselves.
+    """
+    for axis, bound, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        depth = sign * (points[:, axis] - bound)
+        following, next_depth = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        crosses = (depth >= 0) != (next_depth >= 0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            crossing = points + (following - points) * (depth / (depth - next_depth))[:, None]
+        crossing[:, axis] = bound
+        both = np.stack([points, crossing], axis=1).reshape(-1, 2)
+        points = both[np.stack([depth >= 0, crosses], axis=1).ravel()]
+    return points
+
+
+def is_outside(points: np.ndarray, height: int, width: int) -> bool:
+    return bool(points.min() < -OUTSIDE or (points.max(axis=0) > np.add((width, height), OUTSIDE)).any())
+
+
+def draw(polygons: Sequence[np.ndarray], height: int, width: int) -> dict[str, Any]:
+    """RLE of polygons, each Nx2 within the image."""
+    return mask_util.merge(mask_util.frPyObjects([points.ravel() for points in polygons], height, width))
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """float64 array of a list of finite numbers; None if it is none."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64, copy=False) if np.isfinite(values).all() else None
+    if not isinstance(values, list):
+        return None
+    try:
+        # Text, lists and None cannot be added, so this refuses what numpy would convert; it is fast too.
+        return np.array(values, np.float64) if math.isfinite(sum(values)) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _read_rle(segmentation: Mapping[str, Any], height: int, width: int) -> Mask:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if isinstance(size, tuple | np.ndarray):
+        size = list(size)
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii", "replace")
+    try:
+        rle = {"size": [height, width], "counts": compress_rle({"size": size, "counts": counts}, height, width)}
+    except ValueError as error:
+        return Mask(problems=[("malformed mask", str(error))])
+    return _measured(rle, [])
+
+
+def _draw(parts: list[np.ndarray], height: int, width: int) -> Mask:
+    problems = []
+    drawn = []
+    for number, points in enumerate(parts):
+        if is_degenerate(points):
+            message = f"field segmentation: polygon number {number} of {len(points)} points; expected three, not on a line"
+            problems.append(("degenerate polygon", message))
+            continue
+        if is_outside(points, height, width):
+            message = f"field segmentation: polygon number {number} reaches beyond {width}x{height} pixels"
+            problems.append(("polygon outside the image", message))
+            points = clip(points, height, width)
+        if len(points) >= 3:
+            drawn.append(points)
+    if not drawn:
+        return Mask(problems=problems or [("empty mask", "field segmentation: not a pixel in the image")])
+    mask = _measured(draw(drawn, height, width), problems)
+    if mask.rle is not None:
+        points = np.clip(np.concatenate(drawn), 0, [width, height])
+        mask.extent = np.concatenate([points.min(axis=0), points.max(axis=0)])
+    return mask
+
+
+def _measured(rle: dict[str, Any], problems: list[Problem]) -> Mask:
+    x, y, width, height = mask_util.toBbox(rle)
+    if not width or not height:
+        return Mask(problems=[*problems, ("empty mask", "field segmentation: not a pixel in the image")])
+    return Mask(rle, np.array([x, y, x + width, y + height]), problems)
+
+
+def _shown(numbers: np.ndarray) -> str:
+    return "[" + ", ".join(f"{number:.6g}" for number in numbers) + "]"

@@ -1,0 +1,156 @@
+"""What is to be checked: a data set's splits, by path or by name."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cupre_d2.data.builtin import CATALOGUE, CELLS_UNLABELED, Split
+from cupre_d2.data.builtin.entry import Role
+from cupre_d2.data.catalog import Record, datasets_root
+from cupre_d2.data.formats.image_folder import list_images
+from cupre_d2.data.formats.label_images import load_label_images
+from cupre_d2.errors import DatasetError
+
+# What a split's name says of its role; a word of it, case aside.
+_ROLES: dict[str, Role] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "unlabeled": "unlabeled",
+}
+_LABEL_FOLDERS = ("labels", "masks")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split to look at.
+
+    Attributes:
+        name: e.g. "livecell_train".
+        role: "unlabeled" images may be those of a training split, never of "val" or "test"; "all" counts as training.
+        load: reads the records, of any format; None for a COCO JSON, which is read raw, tolerant of every defect.
+        json_file, image_root: the COCO JSON and the folder that its file names are relative to; else the folder, or what
+            stands for it in findings.
+        locate: see `load_coco_json`.
+    """
+
+    name: str
+    role: Role
+    load: Callable[[], list[Record]] | None
+    json_file: Path | None
+    image_root: Path
+    locate: Callable[[Path, str], Path] = Path.joinpath
+
+    @property
+    def file(self) -> Path:
+        """What findings about the source as a whole name."""
+        return self.json_file or self.image_root
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training must not see its images."""
+        return self.role in ("val", "test")
+
+
+def sources_of(target: str, images: Path | None = None) -> list[Source]:
+    """The sources of a path, or else of a name: of the catalogue (all splits on disk), or of one registered split.
+
+    Raises:
+        DatasetError: it is neither; or see `sources_of_path`, `sources_of_name`.
+    """
+    known = {dataset.name for dataset in CATALOGUE} | _splits().keys()
+    if target in known and images is None:
+        return sources_of_name(target)
+    if Path(target).exists():
+        return sources_of_path(Path(target), images)
+    raise DatasetError(
+        f"{target}: no such file or folder, nor a data set; expected a path or one of {', '.join(sorted(known))}"
+    )
+
+
+def sources_of_name(name: str) -> list[Source]:
+    """The splits on disk of a data set of the catalogue, or the one split of that name.
+
+    Of LIVECell the splits for each cell type are left out when it is asked for as a whole: they are the same entries.
+
+    Raises:
+        DatasetError: the split, or every split of the set, is missing on disk.
+    """
+    root = datasets_root()
+    if name in _splits():
+        split = _splits()[name]
+        if split.missing(root) is not None:
+            split.records()
+        return [_of_split(split, root)]
+    dataset = next(dataset for dataset in CATALOGUE if dataset.name == name)
+    present = [split for split in dataset.splits if split.missing(root) is None]
+    if not present:
+        dataset.splits[0].records()
+    whole: dict[object, Source] = {}
+    for split in present:
+        whole.setdefault((split.coco.json_file, split.role) if split.coco else split.name, _of_split(split, root))
+    return list(whole.values())
+
+
+def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
+    """The sources of a COCO JSON or a folder.
+
+    A folder may hold COCO files (one source each, so that leaks between them are found), `images` and `labels` or
+    `masks` (label images), or images (unlabeled). The images of a COCO JSON are in `images`, if given; else in the
+    folder `images` beside it, if there is one; else beside it. Roles are taken from the names: a file
+    "my_val.json" is a validation split.
+
+    Raises:
+        DatasetError: the path is none of these.
+    """
+    path = path.expanduser().absolute()
+    if path.is_file():
+        return [_of_json(path, images)]
+    if not path.is_dir():
+        raise DatasetError(f"{path}: no such file or folder; expected a COCO JSON or a folder of images")
+    files = sorted(path.glob("*.json"))
+    if files:
+        return [_of_json(file, images) for file in files]
+    for name in _LABEL_FOLDERS:
+        if (path / "images").is_dir() and (path / name).is_dir():
+            load = partial(load_label_images, path / "images", path / name)
+            return [Source(path.name, _role(path.name), load, None, path)]
+    folder = path / "images" if (path / "images").is_dir() else path
+    files = list_images(folder)
+    return [Source(path.name, "unlabeled", partial(_unread, files), None, folder)]
+
+
+def _splits() -> dict[str, Split]:
+    splits = (*(split for dataset in CATALOGUE for split in dataset.splits), CELLS_UNLABELED)
+    return {split.name: split for split in splits}
+
+
+def _of_split(split: Split, root: Path) -> Source:
+    if split.coco is None:
+        return Source(split.name, split.role, split.records, None, root / (split.requires or ("",))[0])
+    files = split.coco
+    return Source(split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate)
+
+
+def _of_json(file: Path, images: Path | None) -> Source:
+    if images is not None:
+        root = images.expanduser().absolute()
+    else:
+        root = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
+    return Source(file.stem, _role(file.stem), None, file, root)
+
+
+def _unread(files: list[Path]) -> list[Record]:
+    """Records that name their files only: a reader that opens them would end at the first broken one."""
+    return [{"file_name": str(file), "image_id": file.name} for file in files]
+
+
+def _role(name: str) -> Role:
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return next((_ROLES[word] for word in words if word in _ROLES), "all")
