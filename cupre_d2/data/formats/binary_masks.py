@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cupre_d2.data.formats.image_folder import image_size, list_images
-from cupre_d2.data.formats.label_images import by_stem, log_unpaired
+from cupre_d2.data.formats.label_images import LABEL_SUFFIXES, by_stem, log_unpaired
 from cupre_d2.data.formats.masks import check_shape, components, labels_to_annotations, read_mask
 from cupre_d2.data.image_files import page_count
 from cupre_d2.errors import DatasetError
@@ -29,7 +29,7 @@ def load_binary_masks(
 
     Args:
         images: a folder of images.
-        masks: a folder of masks; foreground is what is not 0.
+        masks: a folder of masks, PNG or TIFF, as JPEG has no exact 0; foreground is what is not 0.
         instances: "one" makes all foreground one instance, "components" each of its connected parts (also where they
             touch at a corner only). Cells that touch then become one: a mask alone cannot tell them apart.
         inverted: foreground is 0 instead, as in ssTEM's folder "labels".
@@ -38,7 +38,7 @@ def load_binary_masks(
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a mask, or a mask
             cannot be read or has another size than its image.
     """
-    image_files, mask_files = by_stem(list_images(images)), by_stem(list_images(masks))
+    image_files, mask_files = by_stem(list_images(images)), by_stem(list_images(masks, LABEL_SUFFIXES))
     stems = [stem for stem in image_files if stem in mask_files]
     if not stems:
         raise DatasetError(f"{masks}: no mask fits an image of {images}; expected the same stem")
@@ -59,7 +59,7 @@ def load_binary_stack(image: Path, mask: Path, instances: Instances = "one") -> 
     """Records of the pages of a stack whose masks are the pages of another, as EPFL's hippocampus comes.
 
     Args:
-        image, mask: files of as many pages; each record has its "page".
+        image, mask: files of as many pages; each record has its "page". image_id is the image's stem and the page.
         instances: see `load_binary_masks`.
 
     Raises:

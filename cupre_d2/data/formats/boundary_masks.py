@@ -16,45 +16,48 @@ from cupre_d2.errors import DatasetError
 def load_boundary_masks(images: Path, masks: Path, names: Path) -> list[dict[str, Any]]:
     """Records of the images that a text file names by their masks, in its order.
 
-    As the publisher recommends, an instance is a connected region of one value of the first channel; a nucleus in two
-    pieces therefore counts as two. Regions are connected by sides, not corners, as they are one value's only.
+    As the publisher's own code reads them, an instance is a connected region of one value of the first channel, pixels
+    that touch at a corner being connected; a nucleus in two pieces therefore counts as two. image_id is the stem.
 
     Args:
         images: folder of images, the stem of their mask.
-        masks: folder of masks, PNG, grey or RGBA.
+        masks: folder of masks, PNG, grey or RGBA; those of other images are no matter.
         names: a mask's file name a line.
 
     Raises:
-        DatasetError: a file or folder is missing, a name is no file's of the folder, or a mask cannot be read or has
-            another size than its image.
+        DatasetError: a file or folder is missing, a name is no file's of the folder or comes twice, or a mask cannot be
+            read or has another size than its image.
     """
-    image_files, mask_files = by_stem(list_images(images)), by_stem(list_images(masks))
+    image_files = by_stem(list_images(images))
+    mask_files = {file.name: file for file in list_images(masks, (".png",))}
     try:
-        lines = [line.strip() for line in names.read_text().splitlines()]
+        lines = [line.strip() for line in names.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{names}: cannot be read ({error}); expected a mask's file name a line") from error
-    stems = [Path(line).stem for line in lines if line]
-    if not stems:
+    pairs: dict[Path, Path] = {}
+    for number, name in enumerate(lines, start=1):
+        if not name:
+            continue
+        mask = mask_files.get(name)
+        if mask is None or mask.stem not in image_files:
+            raise DatasetError(f"{names}: line {number}: {name!r}; expected a mask of {masks} with an image in {images}")
+        if mask in pairs:
+            raise DatasetError(f"{names}: line {number}: {name!r} for the second time; expected one line an image")
+        pairs[mask] = image_files[mask.stem]
+    if not pairs:
         raise DatasetError(f"{names}: empty; expected a mask's file name a line")
-    for stem in stems:
-        if stem not in image_files or stem not in mask_files:
-            raise DatasetError(f"{names}: {stem}: not both an image of {images} and a mask of {masks}")
-
-    def record(stem: str) -> dict[str, Any]:
-        return _record(stem, image_files[stem], mask_files[stem])
-
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(record, stems))
+        return list(pool.map(_record, pairs.values(), pairs))
 
 
-def _record(stem: str, image: Path, mask: Path) -> dict[str, Any]:
+def _record(image: Path, mask: Path) -> dict[str, Any]:
     height, width = image_size(image)
     values = read_raster(mask, stored=True).samples[:, :, 0]
     check_shape(mask, values.shape, height, width)
     return {
         "file_name": str(image),
-        "image_id": stem,
+        "image_id": image.stem,
         "height": height,
         "width": width,
-        "annotations": list(labels_to_annotations(label(values, background=0, connectivity=1))),
+        "annotations": list(labels_to_annotations(label(values, background=0, connectivity=2))),
     }

@@ -2,7 +2,7 @@
 
 `01/t000.tif`, `01_GT/SEG/man_seg000.tif` (gold: drawn by experts), `01_ST/SEG/man_seg000.tif` (silver: agreed on by
 the challenge's best programs), `01_GT/TRA/man_track000.tif` (a mark in every cell). Frame numbers have three or four
-digits. Three-dimensional sets are no folders of pages and refused.
+digits. Three-dimensional sets, whose files are stacks and whose gold truth is named by slices, are refused.
 """
 
 import logging
@@ -25,35 +25,28 @@ _FOLDERS: dict[Truth, str] = {"silver": "ST", "gold": "GT"}
 _VIDEO = re.compile(r"\d\d")
 
 
-def load_ctc(folder: Path, videos: Sequence[str], truth: Truth = "silver") -> list[dict[str, Any]]:
+def load_ctc(folder: Path, videos: Sequence[str] | None = None, truth: Truth = "silver") -> list[dict[str, Any]]:
     """Records of the frames of some videos that have a truth, in order.
 
     Gold truth is sparse: many of its frames outline a few cells of all, and training on them would teach that the
     others are background. Of gold frames those are taken whose every marked cell (01_GT/TRA) is outlined; frames
-    left out, and frames without truth, are counted and logged. image_id is `SET/01/t000`.
+    left out, and frames without truth, are counted and logged. Silver truth is taken as it is; it lacks a few of the
+    marked cells in places. image_id is `SET/01/t000`.
 
     Args:
         folder: of one set, as DIC-C2DH-HeLa.
-        videos: names of its videos, as "01".
+        videos: names of its videos, as "01"; None for all.
         truth: "silver" or "gold".
 
     Raises:
-        DatasetError: a folder is missing, no frame is left, or a file cannot be read or has another size than its frame.
+        DatasetError: a folder is missing, no frame is left, two files are one frame, or a file is no frame of two
+            dimensions, cannot be read or has another size than its frame.
     """
-    records = []
-    for video in videos:
-        frames = _frames(folder, video)
-        masks = folder / f"{video}_{_FOLDERS[truth]}" / "SEG"
-        truths = {_number(file): file for file in list_images(masks, TIFF_SUFFIXES)}
-        annotated = [number for number in frames if number in truths]
-        if len(annotated) < len(frames):
-            logger.warning("%s: no %s truth for %d of %d frames", masks, truth, len(frames) - len(annotated), len(frames))
-        whole = _complete(folder, video, truths, annotated) if truth == "gold" else annotated
-        records += _read(folder, [(frames[number], truths[number]) for number in whole])
+    videos = _videos(folder) if videos is None else videos
+    records = [record for video in videos for record in _load_video(folder, video, truth)]
     if not records:
-        raise DatasetError(
-            f"{folder}: no frame with a complete {truth} truth in {', '.join(videos)}; expected silver truth, ST"
-        )
+        remedy = "NN_ST/SEG/man_seg000.tif for NN/t000.tif" if truth == "silver" else "silver truth, NN_ST, in its place"
+        raise DatasetError(f"{folder}: no frame with a complete {truth} truth in {', '.join(videos)}; expected {remedy}")
     return records
 
 
@@ -63,38 +56,64 @@ def load_ctc_images(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DatasetError: there is no video, or a frame cannot be read.
     """
-    videos = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _VIDEO.fullmatch(entry.name))
-    if not videos:
-        raise DatasetError(f"{folder}: no video; expected folders 01 and 02 of frames t000.tif")
-    files = [file for video in videos for file in _frames(folder, video).values()]
+    files = [file for video in _videos(folder) for file in _frames(folder / video, "t").values()]
     return [_record(folder, file, *size) for file, size in zip(files, image_sizes(files), strict=True)]
 
 
-def _frames(folder: Path, video: str) -> dict[int, Path]:
-    return {_number(file): file for file in list_images(folder / video, TIFF_SUFFIXES)}
+def _videos(folder: Path) -> list[str]:
+    videos = [entry.name for entry in folder.glob("*") if entry.is_dir() and _VIDEO.fullmatch(entry.name)]
+    if not videos:
+        raise DatasetError(f"{folder}: no video; expected folders 01 and 02 of frames t000.tif")
+    return sorted(videos)
 
 
-def _number(file: Path) -> int:
-    digits = re.search(r"(\d+)$", file.stem)
-    if digits is None:
-        raise DatasetError(
-            f"{file}: no frame number in the file name; expected t000.tif, man_seg000.tif or man_track000.tif"
-        )
-    return int(digits[1])
+def _frames(folder: Path, prefix: str) -> dict[int, Path]:
+    """The files of a folder by their frame's number."""
+    found: dict[int, Path] = {}
+    for file in list_images(folder, TIFF_SUFFIXES):
+        match = re.fullmatch(prefix + r"(\d{3,4})", file.stem, re.ASCII)
+        if match is None:
+            raise DatasetError(f"{file}: no frame of a two-dimensional video; expected {prefix}000.tif or {prefix}0000.tif")
+        other = found.setdefault(int(match[1]), file)
+        if other != file:
+            raise DatasetError(f"{file}: {other.name} is the same frame; expected one file a frame")
+    return found
 
 
-def _complete(folder: Path, video: str, truths: dict[int, Path], annotated: Sequence[int]) -> list[int]:
-    """The frames whose every mark of a cell lies in an outline; all where there are no marks."""
-    marks = folder / f"{video}_GT" / "TRA"
-    if not marks.is_dir():
-        logger.warning("%s: no such folder, so that gold truth is taken to be complete", marks)
-        return list(annotated)
-    files = {_number(file): file for file in list_images(marks, TIFF_SUFFIXES)}
-    whole = [number for number in annotated if number in files and _outlines_all(truths[number], files[number])]
+def _load_video(folder: Path, video: str, truth: Truth) -> list[dict[str, Any]]:
+    frames = _frames(folder / video, "t")
+    masks = folder / f"{video}_{_FOLDERS[truth]}" / "SEG"
+    truths = _frames(masks, "man_seg")
+    annotated = [number for number in frames if number in truths]
+    if len(annotated) < len(frames):
+        logger.warning("%s: no %s truth for %d of %d frames", masks, truth, len(frames) - len(annotated), len(frames))
+    if len(annotated) < len(truths):
+        logger.warning("%s: left out %d of %d files without a frame", masks, len(truths) - len(annotated), len(truths))
+    if truth == "gold":
+        annotated = _complete(folder / f"{video}_GT", truths, annotated)
+
+    def record(number: int) -> dict[str, Any]:
+        frame = frames[number]
+        height, width = image_size(frame)
+        labels = read_labels(truths[number])
+        check_shape(truths[number], labels.shape, height, width)
+        return _record(folder, frame, height, width) | {"annotations": list(labels_to_annotations(labels))}
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(record, annotated))
+
+
+def _complete(folder: Path, truths: dict[int, Path], annotated: list[int]) -> list[int]:
+    """The frames whose every mark of a cell has its outline; all where there are no marks."""
+    if not (folder / "TRA").is_dir():
+        logger.warning("%s: no folder TRA, so that gold truth is taken to be complete", folder)
+        return annotated
+    marks = _frames(folder / "TRA", "man_track")
+    whole = [number for number in annotated if number in marks and _outlines_all(truths[number], marks[number])]
     if len(whole) < len(annotated):
         logger.warning(
-            "%s: left out %d of %d frames of gold truth that outline a part of the cells only",
-            folder / f"{video}_GT",
+            "%s: left out %d of %d frames of gold truth, which do not outline every cell that TRA marks",
+            folder,
             len(annotated) - len(whole),
             len(annotated),
         )
@@ -102,21 +121,14 @@ def _complete(folder: Path, video: str, truths: dict[int, Path], annotated: Sequ
 
 
 def _outlines_all(truth: Path, marks: Path) -> bool:
+    """Whether each mark has an outline of its own that holds more than half of it, as the challenge matches them."""
     outlines, marked = read_labels(truth), read_labels(marks)
     check_shape(marks, marked.shape, *outlines.shape)
-    return set(np.unique(marked)) == set(np.unique(marked[outlines > 0])) | {0}
-
-
-def _read(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> list[dict[str, Any]]:
-    def annotated(pair: tuple[Path, Path]) -> dict[str, Any]:
-        frame, truth = pair
-        height, width = image_size(frame)
-        labels = read_labels(truth)
-        check_shape(truth, labels.shape, height, width)
-        return _record(folder, frame, height, width) | {"annotations": list(labels_to_annotations(labels))}
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(annotated, pairs))
+    inside = marked > 0
+    cells, cell = np.unique(marked[inside], return_inverse=True)
+    overlaps, pixels = np.unique(np.stack([cell, outlines[inside]]), axis=1, return_counts=True)
+    covering = overlaps[1][(overlaps[1] > 0) & (2 * pixels > np.bincount(cell)[overlaps[0]])]
+    return len(np.unique(covering)) == len(covering) == len(cells)
 
 
 def _record(folder: Path, frame: Path, height: int, width: int) -> dict[str, Any]:

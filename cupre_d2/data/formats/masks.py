@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
@@ -16,8 +17,9 @@ from cupre_d2.errors import DatasetError
 
 def mask_to_annotation(mask: np.ndarray) -> dict[str, Any] | None:
     """Annotation (RLE with str counts, XYWH box in pixels, category 0) of an HxW bool mask; None if it is empty."""
-    (window,) = ndimage.find_objects(mask.view(np.uint8)) or (None,)
-    return None if window is None else _annotation(mask[window], window, mask.shape)
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    window = slice(top, top + height), slice(left, left + width)
+    return _annotation(mask[window], window, mask.shape) if width else None
 
 
 def labels_to_annotations(labels: np.ndarray) -> Iterator[dict[str, Any]]:

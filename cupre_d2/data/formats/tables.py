@@ -1,10 +1,15 @@
 """CSV files that come with images."""
 
 import csv
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from cupre_d2.data.formats.image_folder import IMAGE_SUFFIXES
 from cupre_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
 
 
 def read_rows(file: Path, columns: Sequence[str], header: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
@@ -43,6 +48,13 @@ def image_below(folder: Path, name: str, row: str) -> Path:
     path = Path(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise DatasetError(f"{row}: image {name!r}; expected the name of a file below {folder}")
-    if not (folder / path).is_file():
+    if not os.path.isfile(folder / path):
         raise DatasetError(f"{row}: image {folder / path} is not on disk")
     return folder / path
+
+
+def log_unnamed(table: Path, folder: Path, named: Collection[Path]) -> None:
+    """Says how many images right in a folder a table does not name, if any: it may be one split's. Absolute paths."""
+    others = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file not in named]
+    if others:
+        logger.info("%s: left out %d images of %s that it does not name", table, len(others), folder)
