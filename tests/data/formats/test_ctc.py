@@ -109,15 +109,15 @@ def test_truth_without_frame_is_counted(folder: Path, caplog: pytest.LogCaptureF
         ({9: 7}, True),
         # One outline over two marks is not the outline of either.
         ({3: 1, "in 3": 2}, False),
-        # A mark that an outline but touches.
-        ({3: 1, 9: 2, "beside 3": 4}, False),
+        # A mark of which no outline holds more than half.
+        ({9: 2, "half in 3": 4}, False),
         ({}, True),
     ],
 )
 def test_gold_frame_is_complete_if_each_mark_has_its_outline(folder: Path, marks: dict, complete: bool) -> None:
     marked = np.zeros_like(LABELS)
     for place, mark in marks.items():
-        marked[{3: np.s_[2, 2:4], 9: np.s_[6, 6], "in 3": np.s_[1, 1:3], "beside 3": np.s_[3, 3:7]}[place]] = mark
+        marked[{3: np.s_[2, 2:4], 9: np.s_[6, 6], "in 3": np.s_[1, 1:3], "half in 3": np.s_[3, 2:6]}[place]] = mark
     for frame in range(3):
         save(folder / f"01_GT/TRA/man_track{frame:04d}.tif", marked)
     (folder / "01_GT/SEG/man_seg0001.tif").unlink()
