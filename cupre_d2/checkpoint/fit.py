@@ -60,13 +60,19 @@ def misfit(source: Source, model: nn.Module) -> str:
         said = "; ".join(f"{_named(key)}: {found[key]} in the file, {expected[key]} in the model" for key in differing)
         fitting = shipped_config(source.weights)
         return f"{said}; {f'the file goes with {fitting}' if fitting else 'set the config as the file has it'}"
-    splits = (found.get("RADIX"), found.get("NUM_GROUPS"))
-    if "AVD" in source.arithmetic and splits != (2, 1):
-        return (
-            f"RADIX {splits[0]}, NUM_GROUPS {splits[1]}: published networks of these settings pool before "
-            "the split attention, the model behind it; expected RADIX 2, NUM_GROUPS 1"
-        )
-    return ""
+    return unbuildable(source)
+
+
+def unbuildable(source: Source) -> str:
+    """Why no config of this plugin builds the network that ImageNet weights are of; "" if one does."""
+    settings = backbone_settings(source.weights)
+    splits = (settings.get("RADIX"), settings.get("NUM_GROUPS"))
+    if "AVD" not in source.arithmetic or splits == (2, 1):
+        return ""
+    return (
+        f"RADIX {splits[0]}, NUM_GROUPS {splits[1]}: published networks of these settings pool before the split attention, "
+        "ResNeSt here behind it; expected RADIX 2, NUM_GROUPS 1"
+    )
 
 
 def _named(setting: str) -> str:

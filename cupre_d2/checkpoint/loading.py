@@ -28,6 +28,8 @@ COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 NORM_OF_A_LAYER = re.compile(r"^(.+)\.norm\.(weight|running_mean)$")
 # Under these keys checkpoints hold their weights; others are weights by themselves.
 CONTAINERS = ("model", "state_dict")
+# Under this key converted weights hold their `Source.arithmetic`.
+ARITHMETIC = "arithmetic"
 
 
 class CellCheckpointer(DetectionCheckpointer):
@@ -124,10 +126,13 @@ def read_source(path: str, model_keys: Iterable[str] = ()) -> Source:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    weights = _weights(path, read_checkpoint(path))
+    content = read_checkpoint(path)
+    weights = _weights(path, content)
     constants = [key for key in weights if CONSTANTS.search(key)]
     source = identify({key: value for key, value in weights.items() if key not in constants}, model_keys)
     source.left_out.extend(constants)
+    if isinstance(content.get(ARITHMETIC), dict):
+        source.arithmetic.update(content[ARITHMETIC])
     return source
 
 

@@ -45,7 +45,7 @@ class Source:
     kind: str
     weights: Weights
     left_out: list[str] = field(default_factory=list)
-    arithmetic: Mapping[str, bool] = field(default_factory=dict)
+    arithmetic: dict[str, bool] = field(default_factory=dict)
     pixels: str = ""
 
 
