@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from cupre_d2.config import add_cupre_config
 from cupre_d2.errors import ConfigError
+from cupre_d2.migration import migrate
 
 STAGE_REFERENCE = "stage:"
 
@@ -108,7 +109,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raise ConfigError(f"{file}: not a readable YAML config: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected KEY: value pairs, found {type(raw).__name__}")
-    return raw
+    return migrate(raw, file)
 
 
 def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]]]:
