@@ -1,6 +1,7 @@
 """What a big COCO JSON was parsed into, kept beside it, so that it is parsed once.
 
-The file holds flat arrays and nothing that could run; it is valid for one content of the JSON, told by a hash.
+A cache holds flat arrays and nothing that could run. It is valid for one content of the JSON, told by a hash; a checksum
+tells damage.
 """
 
 import contextlib
@@ -9,27 +10,29 @@ import logging
 import mmap
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
 
-from cupre_d2.data.formats.coco_arrays import CocoArrays, Image
+from cupre_d2.data.formats.coco_arrays import ARRAYS, CocoArrays, Image
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Smaller files are parsed in no time, and shall leave no files behind.
+# Bytes; smaller files are parsed in less than a second, and shall leave no files behind.
 SMALLEST = 10 * 2**20
 SUFFIX = ".cupre_d2.cache"
-# Raise it when CocoArrays or the file changes.
-_MAGIC = b"cupre_d2 COCO arrays 1\n"
+# Raise it when CocoArrays, what is taken into it, or the file changes.
+_MAGIC = b"cupre_d2 COCO arrays 2\n"
+# Behind it: the bytes of the header and the checksum of all that follows, 8 bytes each; the header; the arrays.
+_PREFIX = len(_MAGIC) + 16
 _ALIGNMENT = 64
 
 
@@ -40,8 +43,8 @@ class _Header(msgspec.Struct):
     categories: list[tuple[int, str]]
     skipped: dict[str, int]
     total: int
-    # Name, dtype and shape of each array.
-    arrays: list[tuple[str, str, list[int]]]
+    repeated: int
+    lengths: dict[str, int]
 
 
 def cached(
@@ -73,14 +76,14 @@ def cached(
             found = _read(place, size)
             if found is None:
                 continue
-            header, arrays = found
+            sha256, arrays = found
             try:
                 result = use(arrays)
             except DatasetError:
-                if digest.result() == header.sha256:
+                if digest.result() == sha256:
                     raise
                 continue
-            if digest.result() == header.sha256:
+            if digest.result() == sha256:
                 return result
         parsed = parse(json_file, content)
         if not any(_write(place, parsed, size, digest.result()) for place in places):
@@ -90,70 +93,89 @@ def cached(
 
 
 def _places(json_file: Path) -> list[Path]:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cupre_d2"
-    name = hashlib.sha256(str(json_file.absolute()).encode(errors="surrogateescape")).hexdigest()[:16]
-    return [json_file.with_name(f".{json_file.name}{SUFFIX}"), home / f"{name}{SUFFIX}"]
-
-
-def _read(place: Path, size: int) -> tuple[_Header, CocoArrays] | None:
+    beside = json_file.with_name(f".{json_file.name}{SUFFIX}")
     try:
-        with place.open("rb") as stream:
-            content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-        if bytes(content[: len(_MAGIC)]) != _MAGIC:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cupre_d2"
+    except RuntimeError:
+        return [beside]
+    name = hashlib.sha256(os.fsencode(json_file.absolute())).hexdigest()[:16]
+    return [beside, home / f"{name}{SUFFIX}"]
+
+
+def _read(place: Path, size: int) -> tuple[str, CocoArrays] | None:
+    """The hash of the JSON that a cache was made of, and its arrays; None where anything is wrong with it."""
+    try:
+        content = memoryview(place.read_bytes())
+        header_bytes, checksum = (int.from_bytes(content[end - 8 : end], "little") for end in (_PREFIX - 8, _PREFIX))
+        if content[: len(_MAGIC)] != _MAGIC or zlib.crc32(content[_PREFIX:]) != checksum:
             return None
-        length, start = int.from_bytes(content[len(_MAGIC) : len(_MAGIC) + 8], "little"), len(_MAGIC) + 8
-        header = msgspec.json.decode(content[start : start + length], type=_Header)
+        header = msgspec.json.decode(content[_PREFIX : _PREFIX + header_bytes], type=_Header)
         if header.size != size:
             return None
-        arrays = _arrays(header, content, start + length)
-        parsed = CocoArrays(header.images, dict(header.categories), header.skipped, header.total, **arrays)
-        return (header, parsed) if parsed.is_consistent() else None
-    except (OSError, ValueError, TypeError, OverflowError, msgspec.MsgspecError):
+        arrays = _take(content, _PREFIX + header_bytes, header.lengths)
+        parsed = CocoArrays(
+            images=header.images,
+            categories=dict(header.categories),
+            skipped=header.skipped,
+            total=header.total,
+            repeated=header.repeated,
+            **arrays,
+        )
+        return (header.sha256, parsed) if parsed.is_consistent() else None
+    except (OSError, ValueError, LookupError, OverflowError, msgspec.MsgspecError):
         return None
 
 
-def _arrays(header: _Header, content: memoryview, position: int) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, dtype, shape in header.arrays:
+def _take(content: memoryview, position: int, lengths: dict[str, int]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for name, dtype in ARRAYS.items():
         position += -position % _ALIGNMENT
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(content, np.dtype(dtype), count, position).reshape(shape)
+        length = lengths[name]
+        arrays[name] = np.frombuffer(content[position:], dtype, length) if length else np.empty(0, dtype)
         position += arrays[name].nbytes
-    if position != len(content):
-        raise ValueError("truncated, or longer than its header says")
     return arrays
 
 
 def _write(place: Path, parsed: CocoArrays, size: int, digest: str) -> bool:
     """Whether it could be written. It appears whole or not at all."""
-    named = {field.name: getattr(parsed, field.name) for field in fields(parsed)}
-    arrays = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+    arrays = {name: getattr(parsed, name) for name in ARRAYS}
     header = msgspec.json.encode(
         _Header(
-            size,
-            digest,
-            parsed.images,
-            list(parsed.categories.items()),
-            parsed.skipped,
-            parsed.total,
-            [(name, value.dtype.str, list(value.shape)) for name, value in arrays.items()],
+            size=size,
+            sha256=digest,
+            images=parsed.images,
+            categories=list(parsed.categories.items()),
+            skipped=parsed.skipped,
+            total=parsed.total,
+            repeated=parsed.repeated,
+            lengths={name: len(array) for name, array in arrays.items()},
         )
     )
+    pieces: list[Any] = [header]
+    position = _PREFIX + len(header)
+    for array in arrays.values():
+        pieces += [bytes(-position % _ALIGNMENT), array.data]
+        position += len(pieces[-2]) + array.nbytes
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    prefix = _MAGIC + len(header).to_bytes(8, "little") + checksum.to_bytes(8, "little")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f"{place.name}-", delete=False) as stream:
-            try:
-                stream.write(_MAGIC + len(header).to_bytes(8, "little") + header)
-                for value in arrays.values():
-                    stream.write(bytes(-stream.tell() % _ALIGNMENT))
-                    stream.write(np.ascontiguousarray(value).data)
-                stream.flush()
-                os.fsync(stream.fileno())
-                os.replace(stream.name, place)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(stream.name)
-                raise
+        _replace(place, [prefix, *pieces])
     except OSError:
         return False
     return True
+
+
+def _replace(place: Path, pieces: list[Any]) -> None:
+    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f"{place.name}-", delete=False) as stream:
+        try:
+            stream.writelines(pieces)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(stream.name, place)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(stream.name)
+            raise

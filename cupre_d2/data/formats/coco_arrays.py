@@ -4,11 +4,13 @@ LIVECell's million polygons as Python lists of floats take more than ten times t
 """
 
 import gc
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import msgspec
 import numpy as np
 from detectron2.structures import BoxMode
 
-from cupre_d2.data.formats.coco_rle import compress_rle, rle_area, rle_box
+from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle
 
 # x, y of three points.
 MIN_POLYGON = 6
+# Pixels that a coordinate may be from the origin; what draws polygons takes time and memory in proportion.
+LARGEST = 1_000_000
 
 NO_MASK = "annotations without a mask"
 EMPTY_MASK = "annotations with an empty mask"
@@ -45,6 +49,7 @@ class Image(msgspec.Struct):
 class _Annotation(msgspec.Struct, gc=False):
     image_id: int | str
     category_id: int
+    id: msgspec.Raw = msgspec.Raw()
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
     bbox: tuple[float, float, float, float] | None = None
     iscrowd: int = 0
@@ -60,6 +65,18 @@ _decode_file = msgspec.json.Decoder(_File).decode
 _decode_polygons = msgspec.json.Decoder(list[list[float]]).decode
 
 
+_INTS = ("per_image", "category", "crowd", "parts", "part_length", "rle_length")
+# The arrays of CocoArrays.
+ARRAYS: dict[str, type] = {
+    **dict.fromkeys(_INTS, np.int64),
+    **dict.fromkeys(("box", "coordinates"), np.float64),
+    "rle": np.uint8,
+}
+
+# Of two values of a key JSON's readers keep the last one.
+_KEYS = re.compile(rb'"(?:images|annotations|categories)"\s*:')
+
+
 @dataclass(frozen=True)
 class CocoArrays:
     """A whole COCO instances file.
@@ -68,9 +85,9 @@ class CocoArrays:
         images: in the file's order.
         categories: id in the file to name, by id.
         skipped: what was left out, and how often.
-        total: annotations in the file.
-        per_image: I int64, how many of the N annotations that follow each image has.
-        category: N int64, from 0. crowd: N int64, 0 or 1. box: N x 4 float64, XYWH in pixels.
+        total: annotations in the file. repeated: how many of them have the id of an earlier one.
+        per_image: I int64, how many of the N annotations that were kept each image has; they are in order of image.
+        category: N int64, from 0. crowd: N int64, 0 or 1. box: 4N float64, XYWH in pixels.
         parts: N int64, polygons of each annotation; 0 for an RLE.
         part_length: P int64, numbers of each polygon. coordinates: float64, x y x y ...
         rle_length: R int64. rle: uint8, the counts of all RLEs, compressed.
@@ -80,6 +97,7 @@ class CocoArrays:
     categories: dict[int, str]
     skipped: dict[str, int]
     total: int
+    repeated: int
     per_image: np.ndarray
     category: np.ndarray
     crowd: np.ndarray
@@ -92,42 +110,51 @@ class CocoArrays:
 
     def records(self, files: Sequence[Path]) -> list[dict[str, Any]]:
         """Detectron2's records; a polygon is a float64 view, x y x y ..., of all coordinates."""
+        # Image by image, as what was just made is still in the processor's cache.
         with _no_collection():
-            segmentations = self._segmentations()
-            boxes, categories, crowds = self.box.tolist(), self.category.tolist(), self.crowd.tolist()
-            ends = np.cumsum(self.per_image).tolist()
             return [
                 {
                     "file_name": str(file),
                     "image_id": image.id,
                     "height": image.height,
                     "width": image.width,
-                    "annotations": [
-                        {
-                            "bbox": box,
-                            "bbox_mode": BoxMode.XYWH_ABS,
-                            "segmentation": segmentation,
-                            "category_id": category,
-                            "iscrowd": crowd,
-                        }
-                        for box, segmentation, category, crowd in zip(
-                            boxes[start:end], segmentations[start:end], categories[start:end], crowds[start:end], strict=True
-                        )
-                    ],
+                    "annotations": annotations,
                 }
-                for file, image, start, end in zip(files, self.images, [0, *ends], ends, strict=False)
+                for file, image, annotations in zip(files, self.images, self._annotations(), strict=True)
             ]
 
-    def _segmentations(self) -> list[Any]:
-        """Polygons or RLE of each annotation."""
-        ends = np.cumsum(self.part_length).tolist()
-        coordinates = self.coordinates
-        polygons = [coordinates[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        if (self.parts == 1).all():
-            return [[polygon] for polygon in polygons]
-        rles = self._rles()
-        ends = np.cumsum(self.parts).tolist()
-        return [polygons[start:end] if start < end else next(rles) for start, end in zip([0, *ends], ends, strict=False)]
+    def _annotations(self) -> Iterator[list[dict[str, Any]]]:
+        """Those of each image."""
+        ends = np.cumsum(self.per_image).tolist()
+        segmentations = self._segmentations([0, *ends])
+        box = self.box.reshape(-1, 4)
+        for start, end in zip([0, *ends], ends, strict=False):
+            boxes, categories, crowds = (column[start:end].tolist() for column in (box, self.category, self.crowd))
+            yield [
+                {
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "segmentation": segmentation,
+                    "category_id": category,
+                    "iscrowd": crowd,
+                }
+                for box, segmentation, category, crowd in zip(boxes, next(segmentations), categories, crowds, strict=True)
+            ]
+
+    def _segmentations(self, borders: list[int]) -> Iterator[list[Any]]:
+        """Polygons or RLE of the annotations between two borders."""
+        part_ends = np.concatenate([[0], np.cumsum(self.parts)])
+        ends = np.concatenate([[0], np.cumsum(self.part_length)])
+        coordinates, rles = self.coordinates, self._rles()
+        for start, end in zip(borders[:-1], borders[1:], strict=True):
+            numbers = ends[part_ends[start] : part_ends[end] + 1].tolist()
+            polygons = [coordinates[first:last] for first, last in zip(numbers, numbers[1:], strict=False)]
+            parts = self.parts[start:end]
+            if (parts == 1).all():
+                yield [[polygon] for polygon in polygons]
+            else:
+                taken = iter(polygons)
+                yield [list(islice(taken, count)) if count else next(rles) for count in parts.tolist()]
 
     def _rles(self) -> Iterator[dict[str, Any]]:
         text, position = self.rle.tobytes().decode("ascii"), 0
@@ -138,21 +165,20 @@ class CocoArrays:
             position += length
 
     def is_consistent(self) -> bool:
-        """Whether the arrays fit together, as those of a damaged cache would not."""
+        """Whether the arrays fit together, as those of a foreign cache might not."""
         count = len(self.category)
-        return (
-            all(array.dtype in (np.int64, np.float64, np.uint8) for array in self._arrays())
-            and len(self.per_image) == len(self.images)
-            and self.per_image.sum() == count == len(self.crowd) == len(self.box) == len(self.parts)
-            and self.box.shape == (count, 4)
+        return bool(
+            len(self.per_image) == len(self.images) > 0
+            and all((getattr(self, name) >= 0).all() for name in _INTS)
+            and self.per_image.sum() == count == len(self.crowd) == len(self.parts)
+            and len(self.box) == 4 * count
+            and (self.category < len(self.categories)).all()
             and self.parts.sum() == len(self.part_length)
             and self.part_length.sum() == len(self.coordinates)
             and (self.parts == 0).sum() == len(self.rle_length)
             and self.rle_length.sum() == len(self.rle)
+            and (self.rle < 128).all()
         )
-
-    def _arrays(self) -> list[np.ndarray]:
-        return [value for field in fields(self) if isinstance(value := getattr(self, field.name), np.ndarray)]
 
 
 @contextmanager
@@ -168,7 +194,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def parse(content: Any) -> CocoArrays | None:
-    """Parses a COCO instances file; None where anything is wrong with it, which `coco_json` then explains.
+    """Parses a COCO instances file; None where anything is wrong with it, which `coco_explain` then tells.
 
     Args:
         content: the file's bytes, or a map of them.
@@ -181,17 +207,18 @@ def parse(content: Any) -> CocoArrays | None:
 
 
 def _parse(content: Any) -> CocoArrays:
+    _expect(len(_KEYS.findall(content)) == len(_File.__struct_fields__))
     file = _decode_file(content)
     categories = {category.id: category.name for category in file.categories}
     _expect(0 < len(categories) == len(file.categories))
     categories = dict(sorted(categories.items()))
     index = {image.id: number for number, image in enumerate(file.images)}
     _expect(0 < len(index) == len(file.images))
-    _expect(all(image.height > 0 and image.width > 0 for image in file.images))
+    _expect(all(0 < image.height <= LARGEST and 0 < image.width <= LARGEST for image in file.images))
     ordered = _by_image(file, index)
-    total = len(file.annotations)
+    total, repeated = len(file.annotations), _repeated(file.annotations)
     file.annotations.clear()
-    return _Collector(categories, file.images).collect(ordered, total)
+    return _Collector(categories, file.images).collect(ordered, total, repeated)
 
 
 def _expect(holds: bool) -> None:
@@ -209,6 +236,18 @@ def _by_image(file: _File, index: dict[int | str, int]) -> list[list[_Annotation
     return grouped
 
 
+def _repeated(annotations: list[_Annotation]) -> int:
+    """How many have an id that an earlier one has."""
+    ids = np.fromiter((hash(text) for annotation in annotations if (text := bytes(annotation.id))), np.int64)
+    return len(ids) - len(np.unique(ids))
+
+
+def _pixels(values: array) -> np.ndarray:
+    pixels = np.frombuffer(values)
+    _expect(not len(pixels) or max(pixels.max(), -pixels.min()) <= LARGEST)
+    return pixels
+
+
 class _Collector:
     """Takes annotations one by one; each is forgotten when its numbers are in the arrays."""
 
@@ -217,12 +256,10 @@ class _Collector:
         self.categories = categories
         self.contiguous = {category: number for number, category in enumerate(categories)}
         self.skipped: Counter[str] = Counter()
-        self.ints: dict[str, array] = {
-            name: array("q") for name in ("per_image", "category", "crowd", "parts", "part_length", "rle_length")
-        }
+        self.ints = {name: array("q") for name in _INTS}
         self.box, self.coordinates, self.rle = array("d"), array("d"), bytearray()
 
-    def collect(self, grouped: list[list[_Annotation]], total: int) -> CocoArrays:
+    def collect(self, grouped: list[list[_Annotation]], total: int, repeated: int) -> CocoArrays:
         for image, annotations in zip(self.images, grouped, strict=True):
             before = len(self.ints["category"])
             for annotation in annotations:
@@ -234,8 +271,9 @@ class _Collector:
             categories=self.categories,
             skipped=dict(self.skipped),
             total=total,
-            box=np.frombuffer(self.box).reshape(-1, 4),
-            coordinates=np.frombuffer(self.coordinates),
+            repeated=repeated,
+            box=_pixels(self.box),
+            coordinates=_pixels(self.coordinates),
             rle=np.frombuffer(self.rle, np.uint8),
             **{name: np.frombuffer(values, np.int64) for name, values in self.ints.items()},
         )
@@ -250,8 +288,7 @@ class _Collector:
         elif raw.startswith(b"["):
             box = self._polygons(_decode_polygons(raw), annotation.bbox)
         elif raw == b"null":
-            box = None
-            self._skip(NO_MASK)
+            return self._skip(NO_MASK)
         else:
             raise ValueError
         if box:
@@ -285,13 +322,13 @@ class _Collector:
     def _rle(self, rle: dict[str, Any], box: Any, image: Image) -> Any:
         if not rle:
             return self._skip(NO_MASK)
-        counts = compress_rle(rle, image.height, image.width)
-        if not rle_area(counts):
+        counts, lengths = check_rle(rle, image.height, image.width)
+        if not lengths[1::2].any():
             return self._skip(EMPTY_MASK)
-        box = box or rle_box(counts, image.height, image.width)
+        box = box or box_of_runs(lengths, image.height)
         if box[2] <= 0 or box[3] <= 0:
             return self._skip(NO_AREA)
-        self.rle += counts.encode("ascii")
+        self.rle += counts.encode()
         self.ints["rle_length"].append(len(counts))
         self.ints["parts"].append(0)
         return box

@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
-from cupre_d2.data.formats.coco_arrays import CocoArrays, parse
-from cupre_d2.data.formats.coco_rle import compress_rle
+from cupre_d2.data.formats.coco_arrays import LARGEST, MIN_POLYGON, CocoArrays, parse
+from cupre_d2.data.formats.coco_rle import check_rle
 from cupre_d2.errors import DatasetError
 
 # Characters of a value that an error shows.
 _SHOWN = 80
+# Categories that an error lists.
+_LISTED = 20
 
 
 def explain(json_file: Path, content: bytes) -> CocoArrays:
@@ -22,24 +24,36 @@ def explain(json_file: Path, content: bytes) -> CocoArrays:
     Raises:
         DatasetError: names the record, the field and what was expected.
     """
-    checked = _check(json_file, _read(json_file, content))
     try:
+        checked = _check(json_file, _read(json_file, content))
         parsed = parse(msgspec.json.encode(checked))
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+    except RecursionError as error:
+        raise DatasetError(f"{json_file}: is nested too deeply; expected COCO's instances format") from error
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise DatasetError(f"{json_file}: cannot be used ({' '.join(str(error).split())})") from error
     if parsed is None:
-        raise DatasetError(f"{json_file}: numbers too large to be used; expected pixels")
+        raise DatasetError(f"{json_file}: cannot be used; expected COCO's instances format")
     return parsed
 
 
 def _read(json_file: Path, content: bytes) -> dict[str, Any]:
     try:
-        decoded = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        decoded = json.loads(content, object_pairs_hook=_unique)
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise DatasetError(f"{json_file}: is no JSON ({reason}); expected COCO's instances format") from error
     if not isinstance(decoded, dict):
         raise DatasetError(f"{json_file}: expected an object with images, annotations and categories")
+    return decoded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The first of two lists of annotations would be lost without a word."""
+    decoded = dict(pairs)
+    if len(decoded) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {_shown(repeated)} is there twice in an object")
     return decoded
 
 
@@ -51,7 +65,10 @@ def _check(json_file: Path, content: dict[str, Any]) -> dict[str, Any]:
     return {
         "categories": [{"id": category, "name": name} for category, name in categories.items()],
         "images": list(images.values()),
-        "annotations": [checker.annotation(entry, categories, images) for entry in checker.entries(content, "annotations")],
+        "annotations": [
+            checker.annotation(index, entry, categories, images)
+            for index, entry in enumerate(checker.entries(content, "annotations"))
+        ],
     }
 
 
@@ -66,8 +83,12 @@ class _Checker:
 
     def entries(self, content: dict[str, Any], field: str) -> list[dict[str, Any]]:
         entries = content.get(field)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise self.error("", f"field {field}: expected a list of objects")
+        if not isinstance(entries, list):
+            found = _shown(entries) if field in content else "missing"
+            raise self.error("", f"field {field}: {found}; expected a list of objects")
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise self.error("", f"field {field}: number {index} is {_shown(entry)}; expected a list of objects")
         return entries
 
     def field(self, record: str, entry: dict[str, Any], field: str, *kinds: type) -> Any:
@@ -101,28 +122,29 @@ class _Checker:
                 raise self.error(name, "field id: used twice; expected unique ids")
             file_name = self.field(name, entry, "file_name", str)
             size = {field: self.field(name, entry, field, int) for field in ("height", "width")}
-            if min(size.values()) < 1:
-                raise self.error(name, f"fields height and width: {size}; expected positive numbers")
+            if not 0 < min(size.values()) <= max(size.values()) <= LARGEST:
+                raise self.error(name, f"fields height and width: {size}; expected positive numbers, at most {LARGEST}")
             images[image_id] = {"id": image_id, "file_name": file_name, **size}
         if not images:
             raise self.error("", "field images: empty; expected at least one image")
         return images
 
     def annotation(
-        self, entry: dict[str, Any], categories: dict[int, str], images: dict[Hashable, dict[str, Any]]
+        self, index: int, entry: dict[str, Any], categories: dict[int, str], images: dict[Hashable, dict[str, Any]]
     ) -> dict[str, Any]:
-        name = f"annotation {_shown_id(entry['id'])}" if "id" in entry else "annotation without id"
+        name = f"annotation {_shown_id(entry['id'])}" if "id" in entry else f"annotation number {index}, without id"
         image = images.get(self.field(name, entry, "image_id", int, str))
         if image is None:
             raise self.error(name, f"field image_id: {_shown(entry['image_id'])}; expected the id of an image in the file")
         category = self.field(name, entry, "category_id", int)
         if category not in categories:
-            expected = ", ".join(map(str, sorted(categories)))
-            raise self.error(name, f"field category_id: {_shown(category)}; expected one of {expected}")
+            listed = ", ".join(map(str, sorted(categories)[:_LISTED])) + (", ..." if len(categories) > _LISTED else "")
+            raise self.error(name, f"field category_id: {_shown(category)}; expected one of {listed}")
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
             raise self.error(name, f"field iscrowd: {_shown(crowd)}; expected 0 or 1")
         return {
+            **({"id": repr(entry["id"])} if "id" in entry else {}),
             "image_id": image["id"],
             "category_id": category,
             "segmentation": self.segmentation(name, entry.get("segmentation"), image),
@@ -135,17 +157,22 @@ class _Checker:
             return None
         if isinstance(segmentation, dict):
             try:
-                counts = compress_rle(segmentation, image["height"], image["width"])
+                counts, _ = check_rle(segmentation, image["height"], image["width"])
             except ValueError as error:
                 raise self.error(name, str(error)) from error
             return {"size": [image["height"], image["width"]], "counts": counts}
         if not isinstance(segmentation, list) or not all(map(_is_polygon, segmentation)):
             raise self.error(name, "field segmentation: expected a list of polygons [x, y, x, y, ...] or an RLE")
+        for polygon in segmentation:
+            if len(polygon) >= MIN_POLYGON and _largest(polygon) > LARGEST:
+                raise self.error(name, f"field segmentation: {_largest(polygon):g}; expected at most {LARGEST} pixels")
         return segmentation
 
     def box(self, name: str, box: Any) -> Any:
         if box is not None and (not isinstance(box, list) or len(box) != 4 or not _finite(box)):
             raise self.error(name, f"field bbox: {_shown(box)}; expected [x, y, width, height]")
+        if box and _largest(box) > LARGEST:
+            raise self.error(name, f"field bbox: {_shown(box)}; expected at most {LARGEST} pixels")
         return box
 
 
@@ -160,9 +187,10 @@ def _shown_id(value: Any) -> str:
 
 def _is_text(value: str) -> bool:
     try:
-        return bool(value.encode()) or True
+        value.encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _is_polygon(polygon: Any) -> bool:
@@ -174,3 +202,7 @@ def _finite(numbers: list[Any]) -> bool:
         return all(math.isfinite(number) for number in numbers) and not any(isinstance(number, bool) for number in numbers)
     except (TypeError, OverflowError):
         return False
+
+
+def _largest(numbers: list[float]) -> float:
+    return max(map(abs, numbers))

@@ -1,6 +1,7 @@
 """COCO's instances JSON, read with the checks that Detectron2's own reader leaves to a crash during training."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -57,6 +58,8 @@ def load_coco_json(
     if parsed.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in parsed.skipped.items())
         logger.warning("%s: left out %s (of %d annotations)", json_file, reasons, parsed.total)
+    if parsed.repeated:
+        logger.warning("%s: %d of %d annotations have the id of another", json_file, parsed.repeated, parsed.total)
     return records, parsed.categories
 
 
@@ -68,22 +71,46 @@ def _parse_or_explain(json_file: Path, content: Any) -> CocoArrays:
 def _files(json_file: Path, images: Sequence[Image], image_root: Path, locate: Callable[[Path, str], Path]) -> list[Path]:
     """Where the images are; all of them must be there, below image_root."""
     files, missing = [], []
+    is_file = _Listing()
     for image in images:
-        name = f"image {image.id}, field file_name"
         path = PurePath(image.file_name)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in image.file_name:
-            raise DatasetError(f"{json_file}: {name}: {image.file_name!r}; expected a path below {image_root}")
-        file = locate(image_root, image.file_name)
-        if not _is_file(file):
-            missing.append(f"{name}: {file}")
-        files.append(file)
+            raise DatasetError(
+                f"{json_file}: image {image.id!r}, field file_name: {image.file_name!r}; expected a path below {image_root}"
+            )
+        try:
+            file = locate(image_root, image.file_name)
+            found = is_file(file)
+        # A name that is too long, or a folder that may not be searched.
+        except OSError:
+            found = False
+        if found:
+            files.append(file)
+        else:
+            missing.append(image)
     if missing:
-        raise DatasetError(f"{json_file}: {missing[0]} is not on disk ({len(missing)} of {len(images)} images are not)")
+        name = f"image {missing[0].id!r}, field file_name: {str(image_root / missing[0].file_name)!r}"
+        raise DatasetError(f"{json_file}: {name} is not on disk ({len(missing)} of {len(images)} images are not)")
     return files
 
 
-def _is_file(file: Path) -> bool:
+class _Listing:
+    """Whether files exist, asked of their folders as a whole: a question a file takes minutes on network file systems."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, set[str]] = {}
+
+    def __call__(self, file: Path) -> bool:
+        folder = file.parent
+        if folder not in self._folders:
+            self._folders[folder] = _list_files(folder)
+        # What is not in the list may be there all the same, where upper and lower case are one.
+        return file.name in self._folders[folder] or file.is_file()
+
+
+def _list_files(folder: Path) -> set[str]:
     try:
-        return file.is_file()
-    except (OSError, ValueError):
-        return False
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()

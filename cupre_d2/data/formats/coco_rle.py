@@ -9,10 +9,12 @@ from pycocotools import mask as mask_util
 _MAX_CHARACTERS = 7
 _FIRST, _LAST = 48, 111
 _MORE, _SIGN = 0x20, 0x10
+# pycocotools counts pixels in 32 bits.
+_MAX_PIXELS = 2**32 - 1
 
 
-def compress_rle(rle: dict[str, Any], height: int, width: int) -> str:
-    """The compressed counts of an RLE, checked.
+def check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[str, np.ndarray]:
+    """The counts of an RLE, compressed, and its run lengths, int64; the first is background's.
 
     Args:
         rle: size [height, width] and counts, a compressed string or a list of run lengths.
@@ -23,27 +25,31 @@ def compress_rle(rle: dict[str, Any], height: int, width: int) -> str:
     """
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise ValueError(f"field segmentation.size: {size}; expected its image's [{height}, {width}]")
+        raise ValueError(f"field segmentation.size: {str(size)[:80]}; expected its image's [{height}, {width}]")
+    pixels = height * width
+    if pixels > _MAX_PIXELS:
+        raise ValueError(f"field segmentation: RLE of {pixels} pixels; expected at most {_MAX_PIXELS}")
+    lengths = _lengths(counts, pixels)
+    if lengths is None or lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:
+        raise ValueError(f"field segmentation.counts: expected a compressed string, or run lengths that add up to {pixels}")
+    if isinstance(counts, str):
+        return counts, lengths
+    return mask_util.frPyObjects({"size": size, "counts": lengths.tolist()}, height, width)["counts"].decode(), lengths
+
+
+def _lengths(counts: Any, pixels: int) -> np.ndarray | None:
     if isinstance(counts, str):
         try:
-            lengths = decode_counts(counts)
+            return decode_counts(counts)
         except ValueError:
-            lengths = np.array([-1])
-    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= height * width for count in counts):
-        lengths = np.array(counts, dtype=np.int64)
-    else:
-        lengths = np.array([-1])
-    if not len(lengths) or lengths.min() < 0 or lengths.sum() != height * width:
-        raise ValueError(
-            f"field segmentation.counts: expected a compressed string, or run lengths that add up to {height * width}"
-        )
-    if isinstance(counts, str):
-        return counts
-    return mask_util.frPyObjects({"size": size, "counts": lengths.tolist()}, height, width)["counts"].decode("ascii")
+            return None
+    if isinstance(counts, list) and counts and all(type(count) is int and 0 <= count <= pixels for count in counts):
+        return np.array(counts, np.int64)
+    return None
 
 
 def decode_counts(text: str) -> np.ndarray:
-    """Run lengths, int64, of a compressed string; the first is background's.
+    """Run lengths, int64, of a compressed string, as it has them: they may be negative or of any sum.
 
     A number is written five bits a character, the low ones first, in two's complement; from the fourth on it is the
     difference to the last but one.
@@ -51,7 +57,7 @@ def decode_counts(text: str) -> np.ndarray:
     Raises:
         ValueError: it is no such string.
     """
-    codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64)
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
     if not len(codes) or codes.min() < _FIRST or codes.max() > _LAST:
         raise ValueError("characters out of range")
     codes -= _FIRST
@@ -69,11 +75,18 @@ def decode_counts(text: str) -> np.ndarray:
     return numbers
 
 
-def rle_area(counts: str) -> int:
-    """Pixels of a mask, given checked counts."""
-    return int(decode_counts(counts)[1::2].sum())
+def box_of_runs(lengths: np.ndarray, height: int) -> list[float]:
+    """XYWH in pixels of a mask that has some, from its checked run lengths.
 
-
-def rle_box(counts: str, height: int, width: int) -> list[float]:
-    """XYWH in pixels of a mask, given checked counts."""
-    return mask_util.toBbox({"size": [height, width], "counts": counts}).tolist()
+    pycocotools' own is wrong where a run of the foreground is empty.
+    """
+    ends = np.cumsum(lengths)[1::2]
+    foreground = lengths[1::2]
+    ends, foreground = ends[foreground > 0], foreground[foreground > 0]
+    (left, top), (right, bottom) = np.divmod(ends - foreground, height), np.divmod(ends - 1, height)
+    if (left < right).any():
+        y, y_last = 0, height - 1
+    else:
+        y, y_last = int(top.min()), int(bottom.max())
+    x = int(left[0])
+    return [float(x), float(y), float(right[-1] - x + 1), float(y_last - y + 1)]
