@@ -38,7 +38,8 @@ class _Copy:
     """What a source becomes: entries of a COCO file, the images, and a line for each change."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[Any] = field(default_factory=list)
+    # By position in the source.
+    annotations: dict[int, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
@@ -101,9 +102,6 @@ def _refuse_stacks(contents: Sequence[Contents]) -> None:
 
 def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict[str, Path]) -> Iterator[str]:
     source = contents.source
-    if not contents.images:
-        yield f"{source.name}: nothing written, as it holds no image that can be used"
-        return
     copy = _Copy()
     annotated = any(image.annotations is not None for image in contents.images)
     of_image, of_annotation = _by_position(findings)
@@ -122,8 +120,10 @@ def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict
             entry = _image_entry(contents, image, index, file_name, of_image[index], copy)
             copy.images.append(entry)
             _fix_annotations(contents, image, entry, of_annotation, copy)
-    _link_all(copy.files, out / ("images" if annotated else source.name))
-    if annotated:
+    usable = bool(copy.files) and (source.json_file is None or bool(contents.categories))
+    if usable:
+        _link_all(copy.files, out / ("images" if annotated else source.name))
+    if usable and annotated:
         _write_json(contents, findings, copy, out / f"{source.name}.json")
     yield from (f"{source.name}: {line}" for line in copy.lines)
     yield from (f"{count:>8,} {source.name}: {change}" for change, count in copy.changes.items())
@@ -131,7 +131,9 @@ def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict
     if not source.held_out:
         left.pop("leak", None)
     yield from (f"{count:>8,} {source.name}: left as it is ({kind})" for kind, count in left.items())
-    if any(image.entry.keys() & {"count", "label"} for image in contents.images):
+    if not usable:
+        yield f"{source.name}: nothing written, as no image or no category of it can be used"
+    elif any(image.entry.keys() & {"count", "label"} for image in contents.images):
         yield f"{source.name}: the images only; COCO's format has no counts and no labels of images"
 
 
@@ -202,19 +204,20 @@ def _fix_annotations(
         if annotation is not None and of_record:
             annotation = {"id": position + 1, "image_id": entry["id"], **to_coco(annotation, *size)}
         if annotation is not None:
-            copy.annotations.append(annotation)
+            copy.annotations[position] = annotation
 
 
 def _write_json(contents: Contents, findings: Sequence[Finding], copy: _Copy, file: Path) -> None:
+    annotations = [annotation for _, annotation in sorted(copy.annotations.items())]
     if contents.source.json_file is None:
-        categories = _record_categories(contents.source, copy.annotations)
+        categories = _record_categories(contents.source, annotations)
     else:
         categories = contents.categories
         for finding in findings:
             if finding.kind in _DROPPED_ELSEWHERE and finding.image is None:
                 copy.note(finding.record, f"dropped ({finding.kind})")
-        _renumber(contents, findings, copy)
-    content = {"images": copy.images, "annotations": copy.annotations, "categories": categories}
+        annotations = _renumber(annotations, contents, findings, copy)
+    content = {"images": copy.images, "annotations": annotations, "categories": categories}
     file.write_bytes(msgspec.json.encode({**contents.header, **content}))
 
 
@@ -226,14 +229,14 @@ def _record_categories(source: Source, annotations: list[dict[str, Any]]) -> lis
     return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
 
 
-def _renumber(contents: Contents, findings: Sequence[Finding], copy: _Copy) -> None:
+def _renumber(annotations: list[Any], contents: Contents, findings: Sequence[Finding], copy: _Copy) -> list[Any]:
     """Annotations' ids that are missing or used twice, and category ids that are off by one."""
     kinds = {finding.kind for finding in findings}
     if kinds.isdisjoint(("duplicate annotation id", "missing annotation id", "category ids off by one")):
-        return
+        return annotations
     decoded = [
         msgspec.json.decode(annotation) if isinstance(annotation, msgspec.Raw) else dict(annotation)
-        for annotation in copy.annotations
+        for annotation in annotations
     ]
     if contents.category_shift:
         copy.note("field category_id", f"of all annotations raised by {contents.category_shift}")
@@ -246,7 +249,7 @@ def _renumber(contents: Contents, findings: Sequence[Finding], copy: _Copy) -> N
             annotation["id"], free = free, free + 1
         used.add(annotation["id"])
         annotation["category_id"] += contents.category_shift
-    copy.annotations = decoded
+    return decoded
 
 
 def _link_all(files: dict[str, Path], folder: Path) -> None:

@@ -27,10 +27,12 @@ class Instance:
     name: str
     category: int
     rle: dict[str, Any]
-    extent: np.ndarray
+    extent: list[float]
     area: int
 
 
+# Coordinates can be absurd.
+@np.errstate(all="ignore")
 def check_image(contents: Contents, index: int, size: tuple[int, int], overlap: float, collector: Collector) -> None:
     """Reports on the instances of the image at that position; `size` is its height and width in pixels."""
     image = contents.images[index]
@@ -63,8 +65,7 @@ def _check_annotation(
         collector.add(kind, f"{image.name}, {name}", message, index, position, image.listed_in)
     if mask.rle is None or mask.extent is None or annotation.get("iscrowd"):
         return None
-    category, area = annotation["category_id"], int(mask_util.area(mask.rle))
-    return Instance(position, name, category, mask.rle, mask.extent, area)
+    return Instance(position, name, annotation["category_id"], mask.rle, mask.extent, mask.area)
 
 
 def _name(image: ImageEntry, annotation: dict[str, Any], number: int) -> str:
@@ -100,7 +101,7 @@ def _candidates(ordered: list[Instance], areas: np.ndarray, overlap: float) -> I
     """Each instance, and those behind it whose boxes leave room for an overlap; the few for which masks are compared."""
     if not ordered:
         return
-    extents = np.stack([instance.extent for instance in ordered])
+    extents = np.array([instance.extent for instance in ordered])
     # Whole pixels.
     low, high = np.floor(extents[:, :2]), np.ceil(extents[:, 2:])
     boxes = shapely.box(*low.T, *high.T)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.coco_rle import compress_rle
+from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle
 
 # Pixels beyond the image that rounding explains.
 OUTSIDE = 1.0
@@ -16,6 +16,7 @@ OUTSIDE = 1.0
 BOX_TOLERANCE = 2.0
 
 Problem = tuple[str, str]
+_NO_PIXEL: Problem = ("empty mask", "field segmentation: not a pixel in the image")
 
 
 @dataclass
@@ -24,18 +25,20 @@ class Mask:
 
     Attributes:
         rle: compressed, within the image; None if not a pixel is left.
+        area: in pixels.
         extent: x0, y0, x1, y1 in pixels, within the image; None as rle.
         problems: kind and message.
     """
 
     rle: dict[str, Any] | None = None
-    extent: np.ndarray | None = None
+    area: int = 0
+    extent: list[float] | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
 def read_mask(segmentation: Any, height: int, width: int) -> Mask:
     """The mask of a segmentation, polygons or RLE, in an image of that size in pixels."""
-    if segmentation is None or not len(segmentation):
+    if segmentation is None or (isinstance(segmentation, list | Mapping) and not segmentation):
         return Mask(problems=[("empty mask", "field segmentation: missing")])
     if isinstance(segmentation, Mapping):
         return _read_rle(segmentation, height, width)
@@ -47,7 +50,7 @@ def read_mask(segmentation: Any, height: int, width: int) -> Mask:
     return _draw(whole, height, width)
 
 
-def read_box(box: Any, extent: np.ndarray | None, height: int, width: int) -> Iterator[Problem]:
+def read_box(box: Any, extent: list[float] | None, height: int, width: int) -> Iterator[Problem]:
     """What is wrong with an XYWH box, given the extent of its mask. None, for no box, is well: readers make one."""
     if box is None:
         return
@@ -55,16 +58,22 @@ def read_box(box: Any, extent: np.ndarray | None, height: int, width: int) -> It
     if numbers is None or len(numbers) != 4:
         yield "malformed box", f"field bbox: {box!r}; expected [x, y, width, height]"
         return
-    if min(numbers[2:]) <= 0:
-        yield "box without area", f"field bbox: {_shown(numbers)}"
+    x, y, box_width, box_height = numbers.tolist()
+    if box_width <= 0 or box_height <= 0:
+        yield "box without area", f"field bbox: {_shown(box)}"
         return
-    corners = numbers + [0, 0, *numbers[:2]]
-    inside = np.clip(corners, 0, [width, height, width, height])
-    if np.abs(corners - inside).max() > OUTSIDE:
-        yield "box outside the image", f"field bbox: {_shown(numbers)}; expected it within {width}x{height} pixels"
-    elif extent is not None and np.abs(inside - extent).max() > BOX_TOLERANCE:
-        own = extent - [0, 0, *extent[:2]]
-        yield "box contradicts mask", f"field bbox: {_shown(numbers)}; expected {_shown(own)}, that of its mask"
+    corners = [x, y, x + box_width, y + box_height]
+    inside = [min(max(corner, 0), side) for corner, side in zip(corners, (width, height, width, height), strict=True)]
+    if _distance(corners, inside) > OUTSIDE:
+        yield "box outside the image", f"field bbox: {_shown(box)}; expected it within {width}x{height} pixels"
+    elif extent is not None and _distance(inside, extent) > BOX_TOLERANCE:
+        yield "box contradicts mask", f"field bbox: {_shown(box)}; expected {_shown(to_box(extent))}, that of its mask"
+
+
+def to_box(extent: Sequence[float]) -> list[float]:
+    """XYWH of x0, y0, x1, y1."""
+    x0, y0, x1, y1 = extent
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def points_of(part: Any) -> np.ndarray | None:
@@ -78,8 +87,9 @@ def is_degenerate(points: np.ndarray) -> bool:
     if len(points) < 3:
         return True
     x, y = (points - points[0]).T
+    area = x[1:] @ y[:-1] - y[1:] @ x[:-1]
     # A figure of eight encloses pixels too, but its signed area may be 0.
-    return abs(x[1:] @ y[:-1] - y[1:] @ x[:-1]) < 1e-9 and bool(np.linalg.matrix_rank(points - points[0]) < 2)
+    return abs(area) < 1e-9 and bool(np.linalg.matrix_rank(points - points[0]) < 2)
 
 
 def clip(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -91,8 +101,7 @@ def clip(points: np.ndarray, height: int, width: int) -> np.ndarray:
         depth = sign * (points[:, axis] - bound)
         following, next_depth = np.roll(points, -1, axis=0), np.roll(depth, -1)
         crosses = (depth >= 0) != (next_depth >= 0)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            crossing = points + (following - points) * (depth / (depth - next_depth))[:, None]
+        crossing = points + (following - points) * (depth / (depth - next_depth))[:, None]
         crossing[:, axis] = bound
         both = np.stack([points, crossing], axis=1).reshape(-1, 2)
         points = both[np.stack([depth >= 0, crosses], axis=1).ravel()]
@@ -128,10 +137,13 @@ def _read_rle(segmentation: Mapping[str, Any], height: int, width: int) -> Mask:
     if isinstance(counts, bytes):
         counts = counts.decode("ascii", "replace")
     try:
-        rle = {"size": [height, width], "counts": compress_rle({"size": size, "counts": counts}, height, width)}
+        compressed, lengths = check_rle({"size": size, "counts": counts}, height, width)
     except ValueError as error:
         return Mask(problems=[("malformed mask", str(error))])
-    return _measured(rle, [])
+    area = int(lengths[1::2].sum())
+    if not area:
+        return Mask(problems=[_NO_PIXEL])
+    return Mask({"size": [height, width], "counts": compressed}, area, _to_extent(box_of_runs(lengths, height)))
 
 
 def _draw(parts: list[np.ndarray], height: int, width: int) -> Mask:
@@ -148,21 +160,28 @@ def _draw(parts: list[np.ndarray], height: int, width: int) -> Mask:
             points = clip(points, height, width)
         if len(points) >= 3:
             drawn.append(points)
-    if not drawn:
-        return Mask(problems=problems or [("empty mask", "field segmentation: not a pixel in the image")])
-    mask = _measured(draw(drawn, height, width), problems)
-    if mask.rle is not None:
-        points = np.clip(np.concatenate(drawn), 0, [width, height])
-        mask.extent = np.concatenate([points.min(axis=0), points.max(axis=0)])
-    return mask
+    rle = draw(drawn, height, width) if drawn else None
+    area = int(mask_util.area(rle)) if rle else 0
+    if not area:
+        # Why is said already where nothing was drawn.
+        return Mask(problems=problems if rle is None and problems else [*problems, _NO_PIXEL])
+    points = np.concatenate(drawn) if len(drawn) > 1 else drawn[0]
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    extent = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
+    if extent[0] >= extent[2] or extent[1] >= extent[3]:
+        # A polygon beside the image by less than OUTSIDE can have pixels in it.
+        extent = _to_extent(mask_util.toBbox(rle).tolist())
+    return Mask(rle, area, extent, problems)
 
 
-def _measured(rle: dict[str, Any], problems: list[Problem]) -> Mask:
-    x, y, width, height = mask_util.toBbox(rle)
-    if not width or not height:
-        return Mask(problems=[*problems, ("empty mask", "field segmentation: not a pixel in the image")])
-    return Mask(rle, np.array([x, y, x + width, y + height]), problems)
+def _to_extent(box: Sequence[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
 
 
-def _shown(numbers: np.ndarray) -> str:
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def _shown(numbers: Sequence[float]) -> str:
     return "[" + ", ".join(f"{number:.6g}" for number in numbers) + "]"

@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
 
-from cupre_d2.data.check.masks import clip, is_degenerate, is_outside, points_of, read_mask
+from cupre_d2.data.check.masks import clip, is_degenerate, is_outside, points_of, read_mask, to_box
 
 # Findings about an annotation that leave nothing to repair.
 DROPPED = ("unusable entry", "unknown category id", "malformed mask", "empty mask", "double contour")
@@ -15,6 +14,8 @@ _OF_BOX = ("malformed box", "box without area", "box outside the image", "box co
 REPAIRED = (*_OF_MASK, *_OF_BOX)
 
 
+# Coordinates can be absurd.
+@np.errstate(all="ignore")
 def repair(
     annotation: Mapping[str, Any], kinds: Collection[str], height: int, width: int
 ) -> tuple[dict[str, Any] | None, str]:
@@ -34,9 +35,9 @@ def repair(
     if mask.rle is None or mask.extent is None:
         return None, "dropped (no pixel of it is in the image)"
     if done:
-        repaired["area"] = int(mask_util.area(mask.rle))
+        repaired["area"] = mask.area
     if any(kind in kinds for kind in _OF_BOX):
-        repaired["bbox"] = _box(mask.extent)
+        repaired["bbox"] = to_box(mask.extent)
         done.append("box computed from the mask")
     return repaired, ", ".join(done)
 
@@ -52,8 +53,8 @@ def to_coco(annotation: Mapping[str, Any], height: int, width: int) -> dict[str,
         plain = [np.asarray(polygon).tolist() for polygon in segmentation]
     return {
         "category_id": annotation["category_id"] + 1,
-        "bbox": annotation.get("bbox") or _box(mask.extent),
-        "area": int(mask_util.area(mask.rle)),
+        "bbox": annotation.get("bbox") or to_box(mask.extent),
+        "area": mask.area,
         "iscrowd": int(annotation.get("iscrowd", 0)),
         "segmentation": plain,
     }
@@ -70,8 +71,3 @@ def _whole_polygons(segmentation: list[Any], height: int, width: int) -> list[li
         if not is_degenerate(points):
             parts.append(points.ravel().tolist())
     return parts
-
-
-def _box(extent: np.ndarray) -> list[float]:
-    x0, y0, x1, y1 = extent.tolist()
-    return [x0, y0, x1 - x0, y1 - y0]

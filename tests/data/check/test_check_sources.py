@@ -1,0 +1,111 @@
+"""What is checked for a path or a name, what is printed, and how long it takes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from cupre_d2.data.check import check_sources, exit_code, report, results, results_table, sources_of, sources_of_path
+from cupre_d2.data.check.findings import Finding
+from cupre_d2.errors import DatasetError
+
+
+def finding(kind: str, severity: Any, record: str = "image 1") -> Finding:
+    return Finding(kind, severity, Path("a.json"), record, "so\nit is \udc80")
+
+
+def test_report_and_exit_codes() -> None:
+    note, warning, error = (finding(*pair) for pair in (("no cell", "note"), ("overlap", "warning"), ("leak", "error")))
+    assert [exit_code(some) for some in ([], [note], [note, warning], [error, warning])] == [0, 0, 1, 2]
+    assert list(report([note, error, note])) == [
+        r"error: leak: a.json: image 1: so it is \udc80",
+        r"note: no cell: a.json: image 1: so it is \udc80",
+        r"note: no cell: a.json: image 1: so it is \udc80",
+        "       1 error: leak",
+        "       2 note: no cell",
+    ]
+    assert list(report([])) == ["nothing found"]
+    by_set = {"good": [], "bad": [note, error, note]}
+    assert results(by_set) == {
+        "good": {"exit_code": 0, "findings": {}},
+        "bad": {"exit_code": 2, "findings": {"no cell": 2, "leak": 1}},
+    }
+    cells = [cell.strip() for cell in results_table(by_set).splitlines()[-1].split("|")]
+    assert cells == ["", "bad", "2", "1", "0", "2", "2 no cell, 1 leak", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("livecell_coco_train", "train"),
+        ("instances_val2017", "val"),
+        ("TestSet", "test"),
+        ("my-validation.v2", "val"),
+        ("unlabeled", "unlabeled"),
+        ("contest", "all"),
+    ],
+)
+def test_role_of_a_name(tmp_path: Path, name: str, role: str) -> None:
+    (tmp_path / f"{name}.json").write_text("{}")
+    (source,) = sources_of_path(tmp_path / f"{name}.json")
+    assert (source.name, source.role, source.image_root) == (name, role, tmp_path)
+
+
+def test_paths(make_set: Any, tmp_path: Path) -> None:
+    coco = make_set()
+    (source,) = sources_of(str(coco.write()))
+    assert (source.json_file, source.image_root, source.load) == (coco.file, coco.folder, None)
+    (source,) = sources_of(str(coco.file), tmp_path)
+    assert source.image_root == tmp_path
+    make_set("val").write()
+    assert [source.name for source in sources_of_path(tmp_path)] == ["train", "val"]
+    (source,) = sources_of_path(coco.folder)
+    assert source.role == "unlabeled" and source.load is not None and len(source.load()) == 3
+    (tmp_path / "empty").mkdir()
+    for missing in ("empty", "gone"):
+        with pytest.raises(DatasetError, match=missing):
+            sources_of_path(tmp_path / missing)
+
+
+def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name in ("livecell", "livecell_train", "bbbc038"):
+        with pytest.raises(DatasetError, match=str(tmp_path)):
+            sources_of(name)
+    for folder in ("train2017", "annotations"):
+        (tmp_path / "coco" / folder).mkdir(parents=True)
+    (tmp_path / "coco/annotations/instances_train2017.json").write_text("{}")
+    (source,) = sources_of("coco")
+    assert (source.name, source.role, source.load) == ("coco_2017_train", "train", None)
+    assert sources_of("coco_2017_train") == [source]
+
+
+def test_a_hundred_thousand_instances(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
+    cells = np.arange(400)
+    outline = 8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image in range(250):
+        if image < 10:
+            Image.fromarray(rng.integers(0, 256, (520, 704), dtype=np.uint8)).save(tmp_path / f"{image}.png")
+        images.append({"id": image, "file_name": f"{image % 10}.png", "height": 520, "width": 704})
+        centres = np.stack([12 + 20 * (cells % 34), 12 + 20 * (cells // 34)], axis=1) + rng.uniform(0, 4, (400, 2))
+        polygons = (outline + centres[:, None]).round(2)
+        boxes = np.concatenate([polygons.min(axis=1), np.ptp(polygons, axis=1)], axis=1).tolist()
+        for box, polygon in zip(boxes, polygons.reshape(400, -1).tolist(), strict=True):
+            identity = {"id": len(annotations), "image_id": image, "category_id": 1, "iscrowd": 0}
+            annotations.append({**identity, "bbox": box, "segmentation": [polygon]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "big.json").write_bytes(msgspec.json.encode(content))
+    start = time.process_time()
+    findings = check_sources(sources_of_path(tmp_path / "big.json"))
+    seconds = time.process_time() - start
+    assert {finding.kind for finding in findings} == {"repeated file"} and len(findings) == 240
+    # 5 s on an idle core.
+    assert seconds < 15
