@@ -195,7 +195,7 @@ def test_folder_is_kept_until_the_recipe_changes(tmp_path: Path, monkeypatch: py
         assert mark.exists()
         recipe = {"kind": "cells", "count": 2, "seed": 0, "size": 64, **change}
         with monkeypatch.context() as patched:
-            patched.setattr(synthetic, "VERSION", recipe.pop("version", synthetic.VERSION))
+            patched.setattr(synthetic.dataset, "VERSION", recipe.pop("version", synthetic.VERSION))
             synthetic.make_dataset(folder=folder, **recipe)
         assert not mark.exists()
         synthetic.make_dataset("cells", folder, 2, 0, 64)
@@ -248,7 +248,7 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="'plants'.*cells, shapes"):
+    with pytest.raises(DatasetError, match="'plants'.*cells, bright_field, phase_contrast, shapes"):
         synthetic.make_dataset("plants", tmp_path, 1, 0, 64)
 
 
