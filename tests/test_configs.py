@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
 
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.stages import load_stages
 
 PIPELINES = sorted(str(path) for folder in ("configs", "configs/mini") for path in Path(folder).glob("*_5pct.yaml"))
+# Stages by themselves: published detectors' trainings.
+PUBLISHED = sorted(str(path) for folder in ("configs/coco", "configs/livecell") for path in Path(folder).glob("*.yaml"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", PIPELINES)
+@pytest.mark.parametrize("config", PIPELINES + PUBLISHED)
 def test_trains(config: str, small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     job = pipeline.prepare(config, [*slim, "OUTPUT_DIR", str(tmp_path)])
     pipeline.run(job)
@@ -57,3 +60,50 @@ def test_bbbc038_keeps_the_pixel_statistics_of_its_weights() -> None:
     *_, before, last = load_stages("configs/cupre_bbbc038_5pct.yaml")[1]
     assert last.cfg.MODEL.PIXEL_STD == before.cfg.MODEL.PIXEL_STD
     assert last.cfg.INPUT.MASK_FORMAT == "bitmask"
+
+
+def published(name: str) -> CfgNode:
+    return load_stages(f"configs/{name}.yaml")[1][0].cfg
+
+
+def test_the_coco_cascade_has_the_published_settings() -> None:
+    cfg = published("coco/mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x")
+    resnets, boxes, masks = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    assert (resnets.DEPTH, resnets.RADIX, resnets.STRIDE_IN_1X1, resnets.DEEP_STEM) == (200, 2, False, True)
+    assert {resnets.NORM, cfg.MODEL.FPN.NORM, boxes.NORM, masks.NORM} == {"SyncBN"}
+    assert (boxes.NAME, boxes.NUM_CONV, boxes.NUM_FC, boxes.CLS_AGNOSTIC_BBOX_REG) == ("FastRCNNConvFCHead", 4, 1, True)
+    assert (masks.NUM_CONV, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN) == (8, 2000)
+    assert [*cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS] == [0.5, 0.6, 0.7]
+    assert cfg.MODEL.PIXEL_MEAN == [123.68, 116.779, 103.939]
+    assert cfg.MODEL.PIXEL_STD == [58.393, 57.12, 57.375]
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ("RGB", (640, 864), 1440)
+    assert (cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) == (True, "relative_range", [0.9, 0.9])
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.STEPS, solver.MAX_ITER) == (16, 0.02, (240000, 255000), 270000)
+
+
+def test_deformable_configs_differ_in_nothing_else() -> None:
+    plain = published("coco/mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x").clone()
+    deformable = published("coco/mask_cascade_rcnn_ResNeSt_200_FPN_dcn_syncBN_all_tricks_3x")
+    resnets = deformable.MODEL.RESNETS
+    assert resnets.DEFORM_ON_PER_STAGE == [False, True, True, True]
+    assert (resnets.DEFORM_MODULATED, resnets.DEFORM_NUM_GROUPS) == (True, 2)
+    plain.defrost()
+    for key in ("DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS"):
+        plain.MODEL.RESNETS[key] = resnets[key]
+    plain.OUTPUT_DIR = deformable.OUTPUT_DIR
+    assert plain == deformable
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_smaller_cascades(depth: int) -> None:
+    cfg = published(f"coco/mask_cascade_rcnn_ResNeSt_{depth}_FPN_syncBN_1x")
+    assert depth == cfg.MODEL.RESNETS.DEPTH
+    assert (cfg.MODEL.RESNETS.RADIX, cfg.SOLVER.MAX_ITER) == (2, 90000)
+
+
+def test_livecells_config_starts_from_the_deformable_cascade() -> None:
+    cfg = published("livecell/anchor_based")
+    assert cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE == [False, True, True, True]
+    assert (cfg.INPUT.FORMAT, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == ("BGR", 30000, (17500, 20000))
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN) == (1, 3000)

@@ -1,12 +1,13 @@
 """Reading checkpoint files without running code that they may hold."""
 
+import mmap
 import os
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,13 +93,17 @@ def _read_archive(path: str) -> Any:
 
 
 def _read_arrays(path: str) -> Any:
-    with open(path, "rb") as file:
-        return _tensors(_ArrayUnpickler(file, encoding="latin1").load(), levels=2)
+    # Of a mapped file no more than there is can be read, however much a broken one asks for.
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            return _tensors(_ArrayUnpickler(content, encoding="latin1").load(), levels=2)
+        except MemoryError as error:
+            raise pickle.UnpicklingError("asks for more memory than there is") from error
 
 
 def _tensors(content: Any, levels: int) -> Any:
     if isinstance(content, _Array):
-        return torch.from_numpy(content.values.copy())
+        return torch.from_numpy(content.values).contiguous()
     if isinstance(content, dict) and levels:
         return {key: _tensors(value, levels - 1) for key, value in content.items()}
     return content
@@ -176,9 +181,6 @@ class _ArrayUnpickler(pickle._Unpickler):
         ("numpy.core.multiarray", "scalar"): _scalar,
         ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     }
-
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
-        super().__init__(file, encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:
         # NumPy 2 moved its core.
