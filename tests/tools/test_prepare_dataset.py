@@ -1,0 +1,80 @@
+"""The tool: its four commands, its exit codes, and one line for what cannot be used."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cupre_d2.data import register_cell_dataset
+from cupre_d2.data.export import write_coco_json, write_subset
+from cupre_d2.data.few_shot import get_records
+from cupre_d2.errors import DatasetError
+from tests.conftest import write_coco
+
+
+def run(*arguments: str | Path, root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "tools/prepare_dataset.py", *map(str, arguments)]
+    environment = {"DETECTRON2_DATASETS": str(root), "PATH": "/usr/bin:/bin", "HOME": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture()
+def dataset(tmp_path: Path) -> Path:
+    write_coco(tmp_path / "images", tmp_path / "train.json", [f"{i}.png" for i in range(8)], {1: "cell"})
+    return tmp_path / "train.json"
+
+
+@pytest.mark.slow
+def test_list_and_place(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    listed = run("list", root=root)
+    assert listed.returncode == 0 and "bbbc038" in listed.stdout and "missing" in listed.stdout
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with zipfile.ZipFile(raw / "stage1_train.zip", "w") as archive:
+        archive.writestr("id/images/id.png", b"")
+    placed = run("bbbc038", raw, root=root)
+    assert placed.returncode == 0 and (root / "bbbc038/stage1_train/id/images/id.png").is_file()
+    assert "bbbc038" in run("list", root=root).stdout
+    wrong = run("bbbc08", raw, root=root)
+    assert wrong.returncode == 2 and "bbbc038" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_check_and_fix(dataset: Path, tmp_path: Path) -> None:
+    assert run("check", dataset, root=tmp_path).returncode == 0
+    content = json.loads(dataset.read_text())
+    content["annotations"][0]["image_id"] = 999
+    dataset.write_text(json.dumps(content))
+    checked = run("check", dataset, "--fix", tmp_path / "clean", root=tmp_path)
+    assert checked.returncode == 2 and "unknown image id" in checked.stdout and str(dataset) in checked.stdout
+    assert run("check", tmp_path / "clean/train.json", root=tmp_path).returncode == 0
+    absent = run("check", tmp_path / "absent.json", root=tmp_path)
+    assert absent.returncode == 2 and len(absent.stderr.strip().splitlines()) == 1
+
+
+def test_subset_is_a_coco_file_of_its_own(dataset: Path, tmp_path: Path) -> None:
+    register_cell_dataset("written_subset_base", images=tmp_path / "images", annotations=dataset)
+    line = write_subset("written_subset_base_50pct_seed3", tmp_path / "out/subset.json")
+    assert "4 images" in line and str(tmp_path / "images") in line
+    register_cell_dataset("written_subset", images=tmp_path / "images", annotations=tmp_path / "out/subset.json")
+    expected, found = get_records("written_subset_base_50pct_seed3"), get_records("written_subset")
+    assert [record["file_name"] for record in found] == [record["file_name"] for record in expected]
+    for one, other in zip(expected, found, strict=True):
+        for a, b in zip(one["annotations"], other["annotations"], strict=True):
+            assert a["bbox"] == b["bbox"] and a["category_id"] == b["category_id"]
+            assert str(a["segmentation"]) == str(b["segmentation"])
+
+
+def test_what_coco_cannot_say(tmp_path: Path) -> None:
+    record = {"file_name": str(tmp_path / "a.tif"), "height": 2, "width": 2}
+    with pytest.raises(DatasetError, match="a.tif: record without annotations"):
+        write_coco_json([record], ["cell"], tmp_path / "out.json")
+    with pytest.raises(DatasetError, match="a.tif: page 1 of a stack"):
+        write_coco_json([record | {"annotations": [], "page": 1}], ["cell"], tmp_path / "out.json")
+    with pytest.raises(DatasetError, match="a.tif: annotation 0, field segmentation: missing"):
+        write_coco_json([record | {"annotations": [{"bbox": [0, 0, 1, 1]}]}], ["cell"], tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
