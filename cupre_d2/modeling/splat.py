@@ -5,6 +5,7 @@ import math
 import torch
 from detectron2.layers import Conv2d
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.norms import get_norm
@@ -29,6 +30,7 @@ class SplitAttention(nn.Module):
         stride: of the 3x3 convolution.
         groups: cardinality.
         radix: splits of a cardinal group, 1 or more.
+        deformable: the 3x3 convolution takes offsets, and a modulation where there is one, with the input.
         norm, gn_groups: see `get_norm`.
 
     Raises:
@@ -36,7 +38,15 @@ class SplitAttention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, stride: int = 1, groups: int = 1, radix: int = 2, norm: str = "BN", gn_groups: int = 32
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        radix: int = 2,
+        deformable: bool = False,
+        norm: str = "BN",
+        gn_groups: int = 32,
     ) -> None:
         super().__init__()
         hidden = max(channels * radix // REDUCTION, SMALLEST_HIDDEN)
@@ -47,7 +57,8 @@ class SplitAttention(nn.Module):
             )
         self.radix = radix
         self.groups = groups
-        self.conv = Conv2d(
+        convolution = DeformConv2d if deformable else Conv2d
+        self.conv = convolution(
             channels,
             channels * radix,
             kernel_size=3,
@@ -61,14 +72,23 @@ class SplitAttention(nn.Module):
         self.bn1 = get_norm(norm, hidden, math.gcd(gn_groups, hidden // VALUES_PER_GROUP))
         self.fc2 = Conv2d(hidden, channels * radix, kernel_size=1, groups=groups)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride)."""
-        x = self.conv(x)
-        x = torch.relu(self.bn0(x) if self.bn0 else x)
-        batch, channels, height, width = x.shape
-        splits = x.reshape(batch, self.radix, channels // self.radix, height, width)
-        attention = self.attention(splits.sum(1).mean((2, 3), keepdim=True))
-        return (splits * attention).sum(1)
+    def forward(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
+        """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride); `deformation` as `split_deformation` gives it."""
+        maps = self.conv(x, *deformation)
+        if deformation:
+            # torchvision's kernels return their own layout.
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        maps = torch.relu_(self.bn0(maps) if self.bn0 else maps)
+        splits = maps.chunk(self.radix, dim=1)
+        pooled = maps.mean((2, 3), keepdim=True).unflatten(1, (self.radix, -1)).sum(1)
+        # Under autocast a softmax is float32, and would make the sum so.
+        weights = self.attention(pooled).to(maps.dtype).unbind(1)
+        if self.radix == 2:
+            return torch.lerp(splits[1], splits[0], weights[0])
+        total = splits[0] * weights[0]
+        for split, weight in zip(splits[1:], weights[1:], strict=True):
+            total = total + split * weight
+        return total
 
     def attention(self, pooled: torch.Tensor) -> torch.Tensor:
         """Weights of the splits, which sum to 1 if there are several: N x C x 1 x 1 -> N x radix x C x 1 x 1."""

@@ -267,7 +267,8 @@ def test_keys_reach_the_network(cfg: CfgNode, key: str, value: object, name: str
     ("key", "value", "message"),
     [
         ("DEPTH", 152, "MODEL.RESNETS.DEPTH 152: expected one of 14, 26, 50, 101, 200, 269"),
-        ("DEFORM_ON_PER_STAGE", [False, True, True, True], "DEFORM_ON_PER_STAGE: deformable stages are not supported yet"),
+        ("DEFORM_ON_PER_STAGE", [True], r"MODEL.RESNETS.DEFORM_ON_PER_STAGE \[True\]: expected 4 values, res2 to res5"),
+        ("CHECKPOINT_STAGES", ["stem"], r"MODEL.RESNETS.CHECKPOINT_STAGES \['stem'\]: expected some of res2, res3"),
         ("RES5_DILATION", 2, "MODEL.RESNETS.RES5_DILATION 2: expected 1"),
         ("OUT_FEATURES", ["res6"], "MODEL.RESNETS.OUT_FEATURES .*res6.*: expected some of stem, res2"),
         ("OUT_FEATURES", [], "MODEL.RESNETS.OUT_FEATURES"),
@@ -279,6 +280,14 @@ def test_keys_reach_the_network(cfg: CfgNode, key: str, value: object, name: str
 def test_settings_that_cannot_be_used(cfg: CfgNode, key: str, value: object, message: str) -> None:
     cfg.MODEL.RESNETS[key] = value
     with pytest.raises(ConfigError, match=message):
+        build_backbone(cfg)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_offset_groups_divide_the_channels(cfg: CfgNode, groups: int) -> None:
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, False, False]
+    cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS = groups
+    with pytest.raises(ConfigError, match=f"DEFORM_NUM_GROUPS {groups}: expected a divisor of the 16 channels of res3"):
         build_backbone(cfg)
 
 

@@ -2,7 +2,11 @@
 
 The parameter names are detectron2-ResNeSt's, so published checkpoints load key for key: `stem.conv1_{1,2,3}`,
 `res{2..5}.{i}.{conv1,conv2,conv3,shortcut}`. Unlike there, all norms of Detectron2 can be named, the depths 14 and 26
-exist, RADIX switches no other key, and WIDTH_MULTIPLIER slims the network. There are no deformable stages yet.
+exist, RADIX switches no other key, and WIDTH_MULTIPLIER slims the network. Deformable stages have
+`res{3..5}.{i}.conv2_offset` and run on a CPU too.
+
+Feature maps and weights lie in memory channels last, which oneDNN and cuDNN convolve fastest; shapes, and what a
+checkpoint holds, are the same as ever.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +22,9 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.deform import build_offset_conv, split_deformation
 from cupre_d2.modeling.norms import get_norm
+from cupre_d2.modeling.recompute import recomputed
 from cupre_d2.modeling.splat import SplitAttention
 
 BLOCKS = {
@@ -55,7 +61,7 @@ class DeepStem(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
-            x = torch.relu(conv(x))
+            x = torch.relu_(conv(x))
         return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -68,6 +74,9 @@ class Bottleneck(CNNBlockBase):
     Args:
         group_width: channels inside the bottleneck, all cardinal groups together.
         avg_down: average pooling before the shortcut's 1x1 convolution in place of its stride.
+        deform_groups: groups of channels that share the offsets of a deformable 3x3 convolution; 0 for a plain one.
+        deform_modulated: the deformable convolution weighs its samples, too.
+        checkpoint: keep no activations inside the block; see `recomputed`.
         norm, gn_groups: see `get_norm`.
     """
 
@@ -84,13 +93,29 @@ class Bottleneck(CNNBlockBase):
         avg_down: bool,
         norm: str,
         gn_groups: int,
+        deform_groups: int = 0,
+        deform_modulated: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
+        self.deform_groups = deform_groups
+        self.checkpoint = checkpoint
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
         self.conv1 = Conv2d(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
         pools = avd and stride > 1
+        stride_3x3 = 1 if pools else stride
+        if deform_groups:
+            self.conv2_offset = build_offset_conv(
+                group_width, stride=stride_3x3, groups=deform_groups, modulated=deform_modulated
+            )
         self.conv2 = SplitAttention(
-            group_width, stride=1 if pools else stride, groups=groups, radix=radix, norm=norm, gn_groups=gn_groups
+            group_width,
+            stride=stride_3x3,
+            groups=groups,
+            radix=radix,
+            deformable=deform_groups > 0,
+            norm=norm,
+            gn_groups=gn_groups,
         )
         self.avd_layer = nn.AvgPool2d(3, stride, padding=1) if pools else nn.Identity()
         self.conv3 = Conv2d(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
@@ -115,10 +140,14 @@ class Bottleneck(CNNBlockBase):
             weight_init.c2_msra_fill(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.relu(self.conv1(x))
-        out = self.conv3(self.avd_layer(self.conv2(out)))
+        return recomputed(self, self._forward, x) if self.checkpoint else self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.relu_(self.conv1(x))
+        deformation = split_deformation(self.conv2_offset(out), self.deform_groups) if self.deform_groups else ()
+        out = self.conv3(self.avd_layer(self.conv2(out, *deformation)))
         shortcut = x if self.shortcut is None else self.shortcut(self.shortcut_avgpool(x))
-        return torch.relu(out + shortcut)
+        return torch.relu_(out.add_(shortcut))
 
 
 class ResNeSt(ResNet):
@@ -137,12 +166,16 @@ class ResNeSt(ResNet):
         deep_stem: three 3x3 convolutions in place of one 7x7; their width follows the depth, as published.
         avd, avg_down: see `Bottleneck`.
         width_multiplier: above 0; multiplies every number of channels, the stem's too.
+        deform_on_per_stage: for res2 to res5, whether their 3x3 convolutions are deformable.
+        deform_modulated, deform_num_groups: see `Bottleneck`.
         norm, gn_groups: see `get_norm`.
         out_features: from "stem", "res2", …, "res5".
         freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, and so on; frozen batch norms become FrozenBN.
+        checkpoint_stages: from "res2", …, "res5": stages that keep their blocks' inputs alone for the backward pass and
+            compute the rest again, for less memory in about a third more time.
 
     Raises:
-        ConfigError: an unknown depth, feature or norm, or channels that cannot be split.
+        ConfigError: an unknown depth, feature, stage or norm, or channels that cannot be split.
     """
 
     def __init__(
@@ -158,16 +191,27 @@ class ResNeSt(ResNet):
         avd: bool = True,
         avg_down: bool = True,
         width_multiplier: float = 1.0,
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
         norm: str = "BN",
         gn_groups: int = 32,
         out_features: Sequence[str] = STAGES,
         freeze_at: int = 0,
+        checkpoint_stages: Sequence[str] = (),
     ) -> None:
         if depth not in BLOCKS:
             raise ConfigError(f"MODEL.RESNETS.DEPTH {depth}: expected one of {', '.join(map(str, BLOCKS))}")
         unknown = [name for name in out_features if name not in ("stem", *STAGES)]
         if unknown or not out_features:
             raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: expected some of stem, {', '.join(STAGES)}")
+        if len(deform_on_per_stage) != len(STAGES):
+            raise ConfigError(
+                f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {list(deform_on_per_stage)}: expected {len(STAGES)} values, "
+                f"{STAGES[0]} to {STAGES[-1]}"
+            )
+        if unknown := [name for name in checkpoint_stages if name not in STAGES]:
+            raise ConfigError(f"MODEL.RESNETS.CHECKPOINT_STAGES {unknown}: expected some of {', '.join(STAGES)}")
 
         def scaled(channels: int) -> int:
             return round(channels * width_multiplier)
@@ -185,13 +229,20 @@ class ResNeSt(ResNet):
         stages = []
         for index, num_blocks in enumerate(BLOCKS[depth]):
             out_channels = scaled(res2_out_channels * 2**index)
+            group_width = int(scaled(width_per_group * 2**index) * bottleneck_width / 64) * groups
+            deform_groups = deform_num_groups if deform_on_per_stage[index] else 0
+            if deform_on_per_stage[index] and (deform_groups < 1 or group_width % deform_groups):
+                raise ConfigError(
+                    f"MODEL.RESNETS.DEFORM_NUM_GROUPS {deform_num_groups}: expected a divisor of the {group_width} channels "
+                    f"of {STAGES[index]}"
+                )
             stages.append(
                 ResNet.make_stage(
                     Bottleneck,
                     num_blocks,
                     in_channels=in_channels,
                     out_channels=out_channels,
-                    group_width=int(scaled(width_per_group * 2**index) * bottleneck_width / 64) * groups,
+                    group_width=group_width,
                     stride_per_block=[2 if index > 0 else 1] + [1] * (num_blocks - 1),
                     groups=groups,
                     radix=radix,
@@ -199,10 +250,17 @@ class ResNeSt(ResNet):
                     avg_down=avg_down,
                     norm=norm,
                     gn_groups=gn_groups,
+                    deform_groups=deform_groups,
+                    deform_modulated=deform_modulated,
+                    checkpoint=STAGES[index] in checkpoint_stages,
                 )
             )
             in_channels = out_channels
         super().__init__(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 
 @BACKBONE_REGISTRY.register()
@@ -215,8 +273,6 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
     if input_shape.channels != 3:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {input_shape.channels} channels; ResNeSt's stem takes 3")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable stages are not supported yet")
     if resnets.RES5_DILATION != 1:
         raise ConfigError(f"MODEL.RESNETS.RES5_DILATION {resnets.RES5_DILATION}: expected 1")
     return ResNeSt(
@@ -230,10 +286,14 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
         avd=resnets.AVD,
         avg_down=resnets.AVG_DOWN,
         width_multiplier=resnets.WIDTH_MULTIPLIER,
+        deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
+        deform_modulated=resnets.DEFORM_MODULATED,
+        deform_num_groups=resnets.DEFORM_NUM_GROUPS,
         norm=resnets.NORM,
         gn_groups=resnets.GN_GROUPS,
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        checkpoint_stages=resnets.CHECKPOINT_STAGES,
     )
 
 
