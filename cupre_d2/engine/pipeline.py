@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from cupre_d2.checkpoint.loading import load_initial_weights
+from cupre_d2.checkpoint.loading import load_initial_weights, read_source
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
@@ -172,7 +172,7 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
     """Checks the input of every stage that will run; returns the iterations of each.
 
     Raises:
-        CupreError: unknown trainer, unusable data set or image, missing checkpoint.
+        CupreError: unknown trainer, unusable data set or image, checkpoint that is missing or cannot be read.
     """
     steps = {}
     coming: set[str] = set()
@@ -182,8 +182,11 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
         steps[stage.name] = trainer_class(stage).plan(stage.cfg)
         for key in ("WEIGHTS", "BACKBONE_WEIGHTS"):
             path = stage.cfg.MODEL[key]
-            if path and path not in coming and not os.path.isfile(path):
+            if not path or path in coming:
+                continue
+            if not os.path.isfile(path):
                 raise CheckpointError(f"stage {stage.name}: MODEL.{key} {path}: no such file{_hint(path, stages)}")
+            read_source(path)
         coming.add(str(stage.final_checkpoint))
     return steps
 
@@ -282,7 +285,13 @@ def evaluate(job: Evaluation) -> Metrics:
         CheckpointError: the checkpoint does not fit the model.
     """
     trainer = trainer_class(job.stage)(job.stage.cfg)
-    load_initial_weights(trainer.model, job.weights)
+    report = load_initial_weights(trainer.model, job.weights)
+    untrained = [*report.missing, *(key for key, _, _ in report.mismatched)]
+    if untrained:
+        raise CheckpointError(
+            f"--eval-only: {job.weights}: no weights for {len(untrained)} tensors of the model, the first {untrained[0]}; "
+            "expected a checkpoint of this very model"
+        )
     metrics = trainer.test()
     if comm.is_main_process():
         write_json(Path(job.output_dir) / "evaluation.json", {"weights": job.weights, "metrics": metrics})

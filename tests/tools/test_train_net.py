@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cupre_d2.data.builtin.bbbc import bbbc038_ids
+
 
 def train_net(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -58,10 +60,14 @@ def test_missing_data_folder(tmp_path: Path) -> None:
 def test_image_that_breaks_off(dataset_root: Path, slim: list[str], tmp_path: Path, workers: str) -> None:
     root = tmp_path / "datasets"
     shutil.copytree(dataset_root / "bbbc038", root / "bbbc038")
+    # The first of each split stays whole, as it is decoded before training.
+    whole = {bbbc038_ids(root, role)[0] for role in ("train", "val")}
     for image in root.glob("bbbc038/stage1_train/*/images/*.png"):
-        image.write_bytes(image.read_bytes()[:-200])
+        if image.stem not in whole:
+            image.write_bytes(image.read_bytes()[:-200])
     config = ["--config-file", "configs/mini/scratch_bbbc038_5pct.yaml"]
     opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", workers]
+    opts += ["DATASETS.TRAIN", "('bbbc038_train',)"]
     run = train_net(*config, *opts, root=root)
     assert re.fullmatch(r"train_net.py: \S+/images/\w+\.png: .*(truncated|read).*", error_line(run))
 
@@ -84,3 +90,24 @@ def test_help_names_every_flag() -> None:
     assert run.returncode == 0
     flags = ("--config-file", "--eval-only", "--restart", "--stage", "--num-gpus", "--num-machines", "--dist-url")
     assert all(flag in run.stdout for flag in flags)
+
+
+def test_first_image_broken_ends_before_training(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "datasets"
+    shutil.copytree(dataset_root / "bbbc038", root / "bbbc038")
+    for image in root.glob("bbbc038/stage1_train/*/images/*.png"):
+        image.write_bytes(image.read_bytes()[:-200])
+    run = train_net(
+        "--config-file", "configs/mini/scratch_bbbc038_5pct.yaml", *slim, "OUTPUT_DIR", str(tmp_path / "out"), root=root
+    )
+    assert "train_net.py: dataset 'bbbc038_train_5pct': " in error_line(run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_weights_end_before_training(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"<html>not found</html>")
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(weights)]
+    run = train_net("--config-file", "configs/mini/scratch_bbbc038_5pct.yaml", *opts, root=dataset_root)
+    assert str(weights) in error_line(run)
+    assert not (tmp_path / "out").exists()
