@@ -3,9 +3,10 @@
 Everything follows from a seed and an image's index, to the byte, on any machine.
 """
 
-from cupre_d2.data.synthetic.dataset import DRAW, VERSION, make_dataset, register_synthetic
+from cupre_d2.data.synthetic.dataset import VERSION, make_dataset, register_synthetic
 from cupre_d2.data.synthetic.fluorescence import SMALLEST, Drawing, Fluorescence, draw_microscope
-from cupre_d2.data.synthetic.shapes import SHAPES, draw_shapes
+from cupre_d2.data.synthetic.kinds import KINDS, Kind, draw
+from cupre_d2.data.synthetic.shapes import SHAPES, Scene, draw_shapes
 from cupre_d2.data.synthetic.suspension import (
     BRIGHT_FIELD,
     PHASE_CONTRAST,
@@ -16,14 +17,17 @@ from cupre_d2.data.synthetic.suspension import (
 
 __all__ = [
     "BRIGHT_FIELD",
-    "DRAW",
+    "KINDS",
     "PHASE_CONTRAST",
     "SHAPES",
     "SMALLEST",
     "VERSION",
     "Drawing",
     "Fluorescence",
+    "Kind",
+    "Scene",
     "Suspension",
+    "draw",
     "draw_bright_field",
     "draw_microscope",
     "draw_phase_contrast",

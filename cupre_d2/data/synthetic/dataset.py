@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,11 @@ from tqdm import tqdm
 
 from cupre_d2.data.catalog import Record, register_records
 from cupre_d2.data.formats.coco_json import load_coco_json
-from cupre_d2.data.synthetic.fluorescence import Drawing, draw_microscope
-from cupre_d2.data.synthetic.shapes import SHAPES, draw_shapes
-from cupre_d2.data.synthetic.suspension import draw_bright_field, draw_phase_contrast
+from cupre_d2.data.synthetic.kinds import KINDS, SMALLEST_SIZE, kind_of, parameters_of, require
 from cupre_d2.errors import DatasetError
 
 # Raise it when a drawing changes, so that folders made before are drawn anew.
-VERSION = 3
-
-DRAW: dict[str, tuple[Callable[[int, int, int], Drawing], tuple[str, ...]]] = {
-    "cells": (draw_microscope, ("cell",)),
-    "bright_field": (draw_bright_field, ("cell",)),
-    "phase_contrast": (draw_phase_contrast, ("cell",)),
-    "shapes": (draw_shapes, SHAPES),
-}
-# Kinds of the counting papers: they get a table of counts too.
-_COUNTED = ("bright_field", "phase_contrast")
+VERSION = 4
 
 
 def register_synthetic() -> None:
@@ -50,7 +39,7 @@ def register_synthetic() -> None:
     for kind, seed in (("shapes", 100), ("cells", 200)):
         for split, count, offset in (("train", 240, 0), ("val", 24, 1)):
             name = f"synthetic_{kind}_{split}"
-            register_records(name, partial(_load, kind, name, count, seed + offset), DRAW[kind][1])
+            register_records(name, partial(_load, kind, name, count, seed + offset), KINDS[kind].classes)
     register_records("synthetic_cells_unlabeled", _load_unlabeled)
 
 
@@ -65,26 +54,31 @@ def _load_unlabeled() -> list[Record]:
     return [{field: value for field, value in record.items() if field != "annotations"} for record in records]
 
 
-def make_dataset(kind: str, folder: Path, count: int, seed: int, size: int = 192) -> None:
+def make_dataset(kind: str, folder: Path, count: int, seed: int, size: int = 192, **parameters: Any) -> None:
     """Draws `folder/images/*.png`, `folder/annotations.json` (COCO, masks as RLE) and `folder/recipe.json`.
 
     Of the suspension kinds also `folder/counts.csv`, image,count.
 
     A folder made by the same recipe is kept, one made by another is replaced. The folder appears whole or not at all,
-    so several processes may ask for it at once.
+    so several processes may ask for it at once. Pixels, masks and counts are the same on any machine; how PNG packs
+    them depends on the version of OpenCV.
 
     Args:
-        kind: one of DRAW.
+        kind: one of KINDS.
         folder: the folder to make.
-        count: number of images.
-        seed, size: as `draw_microscope` takes them.
+        count: number of images, from 1.
+        seed, size, parameters: as `draw` takes them.
 
     Raises:
-        DatasetError: the kind is unknown, the folder exists but was not made here, or it cannot be written.
+        DatasetError: the kind or a parameter is unknown, a value cannot be, the folder exists but was not made here, or
+            it cannot be written.
     """
-    if kind not in DRAW:
-        raise DatasetError(f"procedural images of kind {kind!r}: expected one of {', '.join(DRAW)}")
-    recipe = {"version": VERSION, "kind": kind, "count": count, "seed": seed, "size": size}
+    require(count=(count, 1), seed=(seed, 0), size=(size, SMALLEST_SIZE))
+    chosen = asdict(parameters_of(kind, parameters))
+    # As JSON gives it back, which knows no tuples.
+    recipe = json.loads(
+        json.dumps({"version": VERSION, "kind": kind, "count": count, "seed": seed, "size": size, "parameters": chosen})
+    )
     if _recipe_of(folder) == recipe:
         return
     try:
@@ -114,12 +108,13 @@ def _recipe_of(folder: Path) -> dict[str, Any] | None:
 
 def _write(folder: Path, recipe: dict[str, Any]) -> None:
     kind, seed, size = recipe["kind"], recipe["seed"], recipe["size"]
-    draw, classes = DRAW[kind]
+    drawn = kind_of(kind)
+    parameters = parameters_of(kind, recipe["parameters"])
     (folder / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in tqdm(range(recipe["count"]), desc=f"drawing {kind}", leave=False):
-        picture, masks, categories = draw(seed, index, size)
+        picture, masks, categories = drawn.draw(seed, index, size, parameters)
         name = f"{kind}_{index:06d}.png"
         _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         (folder / "images" / name).write_bytes(png.tobytes())
@@ -129,10 +124,10 @@ def _write(folder: Path, recipe: dict[str, Any]) -> None:
     content = {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, start=1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(drawn.classes, start=1)],
     }
     (folder / "annotations.json").write_text(json.dumps(content))
-    if kind in _COUNTED:
+    if drawn.counted:
         (folder / "counts.csv").write_text(_count_table(images, annotations))
     (folder / "recipe.json").write_text(json.dumps(recipe))
 

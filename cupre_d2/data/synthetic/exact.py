@@ -19,7 +19,8 @@ class Dice:
     """Random numbers of one image, told by its seeds."""
 
     def __init__(self, *seeds: int) -> None:
-        self._rng = np.random.Generator(np.random.PCG64(seeds))
+        self._bits = np.random.PCG64(seeds)
+        self._rng = np.random.Generator(self._bits)
 
     def integer(self, low: int, high: int) -> int:
         """A whole number from `low` to `high`, the latter included."""
@@ -39,7 +40,11 @@ class Dice:
 
     def normal(self, deviation: float = 1.0) -> float:
         """A number of mean 0, as the sum of twelve uniform ones is distributed: normally, but for the far tails."""
-        return (sum(self._rng.random(12).tolist()) - 6) * deviation
+        # Whole numbers of 16 bits: how `sum` rounds floats depends on Python's version.
+        total = 0
+        for word in self._bits.random_raw(3).tolist():
+            total += (word & 0xFFFF) + (word >> 16 & 0xFFFF) + (word >> 32 & 0xFFFF) + (word >> 48)
+        return (total - 6 * (2**16 - 1)) / 2**16 * deviation
 
     def direction(self) -> tuple[float, float]:
         """Cosine and sine of an angle; about uniform, from the rational points of the circle, turned by quarters."""
@@ -68,7 +73,7 @@ def blur(surface: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def blur_far(surface: np.ndarray, sigma: float) -> np.ndarray:
-    """`blur` for a large sigma, of an image whose sides are multiples of 4, at a quarter of its size."""
+    """`blur` for a large sigma, at a quarter of the size; where a side is no multiple of 4, up to 2 pixels aside."""
     height, width = surface.shape
     blurred = _blur(_fixed(surface[2::4, 2::4]), sigma / 4)
     whole = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)

@@ -11,8 +11,17 @@ from cupre_d2.data.synthetic.exact import Dice, blur, blur_far, clouds, uneven
 # Fewest pixels of a mask.
 SMALLEST = 40
 
+_TRIES = 12
+# Side of the texture that nuclei are cut out of.
+_GRAIN = 128
+
 # Image (H x W x 3 uint8, RGB), masks (N x H x W bool), class indices (N).
 Drawing = tuple[np.ndarray, np.ndarray, list[int]]
+
+
+def _reach(radius: float, elongation: float) -> int:
+    """Pixels from a nucleus' middle that its light ends within: with room for an uneven outline and blur."""
+    return int(1.2 * radius * float(np.sqrt(elongation))) + 4
 
 
 @dataclass(frozen=True)
@@ -22,37 +31,45 @@ class Fluorescence:
     Attributes:
         nuclei: how many in an image of 192 px; goes with the area.
         diameter: mean of an image, pixels. size_spread: relative deviation of its nuclei's.
-        elongation: length by width.
+        limits: diameter of the smallest and of the largest nucleus, pixels.
+        elongation: length by width, mean of an image.
         clustering: share of nuclei that lie against one placed before.
         overlap: largest share of the smaller nucleus that another one covers.
         brightness_spread: relative deviation of the nuclei's brightness. texture: of the grain within them.
-        out_of_focus: share of nuclei above or below the focal plane. defocus: blur of the lens, sigma in pixels.
+        out_of_focus: share of nuclei above or below the focal plane. out_of_focus_blur: theirs, sigma in pixels.
+        defocus: blur of the lens, sigma in pixels.
         haze, ground: light from elsewhere, of a nucleus' light. unevenness: of the illumination, relative.
         photons: that a nucleus' light is counted by; the fewer, the more shot noise. read_noise: of a nucleus' light.
         gain: grey values of a nucleus' light.
     """
 
     nuclei: tuple[int, int] = (5, 25)
-    diameter: tuple[float, float] = (14, 25)
+    diameter: tuple[float, float] = (14.0, 25.0)
     size_spread: float = 0.18
+    limits: tuple[float, float] = (10.0, 30.0)
     elongation: tuple[float, float] = (1.05, 1.35)
     clustering: float = 0.65
     overlap: float = 0.25
     brightness_spread: float = 0.3
     texture: float = 0.13
     out_of_focus: float = 0.2
+    out_of_focus_blur: tuple[float, float] = (1.0, 2.0)
     defocus: tuple[float, float] = (0.5, 1.3)
     haze: tuple[float, float] = (0.05, 0.25)
     ground: tuple[float, float] = (0.03, 0.15)
     unevenness: float = 0.25
-    photons: tuple[float, float] = (40, 300)
+    photons: tuple[float, float] = (40.0, 300.0)
     read_noise: float = 0.012
-    gain: tuple[float, float] = (80, 170)
+    gain: tuple[float, float] = (80.0, 170.0)
+
+    def __post_init__(self) -> None:
+        if min(self.nuclei[0], self.limits[0], self.elongation[0], self.photons[0]) <= 0:
+            raise ValueError("nuclei, limits, elongation and photons are to be above 0")
+        if _reach(self.limits[1] / 2, 1.4 * self.elongation[1]) >= _GRAIN // 2:
+            raise ValueError(f"limits {self.limits} and elongation {self.elongation} make nuclei of more than 120 pixels")
 
 
 DEFAULT = Fluorescence()
-_TRIES = 12
-_SMALLEST_DIAMETER, _LARGEST_DIAMETER = 10.0, 30.0
 _HAZE_SIGMA = 12.0
 
 
@@ -74,14 +91,14 @@ def draw_microscope(seed: int, index: int, size: int = 192, parameters: Fluoresc
 
     Args:
         seed, index: from 0; the same pair gives the same bytes on any machine.
-        size: side, pixels, at least 32 and a multiple of 4.
+        size: side, pixels, at least 32.
         parameters: see `Fluorescence`.
 
     Returns:
         size x size x 3 uint8 image; N x size x size bool masks of at least 40 pixels; class indices, all 0.
     """
     dice = Dice(seed, index, 1)
-    wanted = max(1, round(dice.integer(*parameters.nuclei) * (size / 192) ** 2))
+    wanted = max(1, round(dice.integer(*parameters.nuclei) * size * size / 192 / 192))
     nuclei = _place(dice, wanted, size, parameters)
     light = np.zeros((size, size), np.float32)
     masks = np.zeros((len(nuclei), size, size), bool)
@@ -94,13 +111,13 @@ def draw_microscope(seed: int, index: int, size: int = 192, parameters: Fluoresc
 def _place(dice: Dice, wanted: int, size: int, parameters: Fluorescence) -> list[_Nucleus]:
     diameter = dice.uniform(*parameters.diameter)
     elongation = dice.uniform(*parameters.elongation)
-    grain = clouds(dice, 64, 128) + clouds(dice, 24, 128)
+    grain = clouds(dice, 64, _GRAIN) + clouds(dice, 24, _GRAIN)
     covered = np.zeros((size, size), bool)
     nuclei: list[_Nucleus] = []
     smallest = size**2
     for _ in range(_TRIES * wanted):
         drawn = diameter * max(0.3, 1 + dice.normal(parameters.size_spread))
-        radius = min(max(drawn, _SMALLEST_DIAMETER), _LARGEST_DIAMETER) / 2
+        radius = min(max(drawn, parameters.limits[0]), parameters.limits[1]) / 2
         center = dice.uniform(0, size), dice.uniform(0, size)
         if nuclei and dice.uniform() < parameters.clustering:
             center = _beside(dice, nuclei[dice.integer(0, len(nuclei) - 1)], radius)
@@ -129,7 +146,7 @@ def _is_too_near(center: tuple[float, float], radius: float, nuclei: list[_Nucle
     """Spares drawing what cannot but cover more of another nucleus than is allowed."""
     for nucleus in nuclei:
         rows, columns = center[0] - nucleus.center[0], center[1] - nucleus.center[1]
-        nearest = (1 - 1.6 * overlap) * (radius + nucleus.radius)
+        nearest = max(1 - 1.6 * overlap, 0) * (radius + nucleus.radius)
         if rows * rows + columns * columns < nearest * nearest:
             return True
     return False
@@ -144,13 +161,14 @@ def _draw(
     size: int,
     parameters: Fluorescence,
 ) -> _Nucleus:
-    reach = int(1.5 * radius) + 3
+    elongation *= min(max(0.7, 1 + dice.normal(0.1)), 1.4)
+    reach = _reach(radius, elongation)
     top, left = (max(round(middle) - reach, 0) for middle in center)
     bottom, right = (min(round(middle) + reach + 1, size) for middle in center)
     rows = (np.arange(top, bottom, dtype=np.float32) - np.float32(center[0]))[:, None]
     columns = (np.arange(left, right, dtype=np.float32) - np.float32(center[1]))[None]
-    depth = _depth(dice, rows, columns, radius, elongation * max(0.7, 1 + dice.normal(0.1)))
-    down, across = (dice.integer(0, 128 - length) for length in depth.shape)
+    depth = _depth(dice, rows, columns, radius, elongation)
+    down, across = (dice.integer(0, _GRAIN - length) for length in depth.shape)
     texture = grain[down : down + depth.shape[0], across : across + depth.shape[1]]
     dome = np.float32(0.7) + np.float32(0.3) * np.sqrt(np.maximum(depth, 0))
     # The edge is 1.5 pixels wide, half as bright on the outline.
@@ -158,7 +176,7 @@ def _draw(
     brightness = np.float32(max(0.35, 1 + dice.normal(parameters.brightness_spread)))
     light = brightness * edge * dome * np.maximum(1 + np.float32(1.6 * parameters.texture) * texture, 0)
     if dice.uniform() < parameters.out_of_focus:
-        light = blur(light, dice.uniform(1, 2))
+        light = blur(light, dice.uniform(*parameters.out_of_focus_blur))
     return _Nucleus(center, radius, (slice(top, bottom), slice(left, right)), depth >= 0, light)
 
 

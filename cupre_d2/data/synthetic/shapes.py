@@ -1,5 +1,8 @@
 """Coloured shapes that occlude each other: the quickstart's stand-in for COCO."""
 
+from dataclasses import dataclass
+from functools import cache
+
 import cv2
 import numpy as np
 
@@ -17,50 +20,78 @@ _STEPS = {
 _HALF_ROOT = 0.7071067811865476
 
 
-def draw_shapes(seed: int, index: int, size: int = 192) -> Drawing:
+@dataclass(frozen=True)
+class Scene:
+    """What can be set; pairs are a range from which each image draws, the radius each shape.
+
+    Attributes:
+        shapes: how many are laid; later ones may hide earlier ones.
+        radius: of the circle about a shape, about, as a share of the image's side.
+        stripes: share of images whose ground has stripes.
+        noise: standard deviation, grey values.
+    """
+
+    shapes: tuple[int, int] = (2, 8)
+    radius: tuple[float, float] = (0.09, 0.22)
+    stripes: float = 0.5
+    noise: tuple[float, float] = (1.0, 6.0)
+
+    def __post_init__(self) -> None:
+        if self.shapes[0] < 1:
+            raise ValueError(f"shapes {self.shapes}; expected at least 1")
+
+
+DEFAULT = Scene()
+
+
+def draw_shapes(seed: int, index: int, size: int = 192, parameters: Scene = DEFAULT) -> Drawing:
     """Two to eight coloured, shaded shapes that occlude each other, on a coloured, textured ground.
 
     Args:
         seed, index: from 0; the same pair gives the same bytes.
         size: side, pixels, at least 64; shapes grow with it.
+        parameters: see `Scene`.
 
     Returns:
         size x size x 3 uint8 image; the visible part of each shape, if at least 40 pixels, as N x size x size bool
         masks that do not overlap; their indices in SHAPES.
     """
     dice = Dice(seed, index, 2)
-    canvas = _ground(dice, size)
+    # 3 x H x W: NumPy is slow along short last axes.
+    canvas = _ground(dice, size, parameters.stripes)
     # In whole numbers, whose sum does not depend on their order.
-    ground_color = np.rint(canvas).astype(np.int64).sum((0, 1)) / size**2
-    owner = np.full((size, size), -1)
-    kinds = dice.integers(0, len(SHAPES) - 1, dice.integer(2, 8))
+    ground_color = np.rint(canvas).astype(np.int32).sum((1, 2), np.int64) / (size * size)
+    owner = np.full((size, size), -1, np.int16)
+    kinds = dice.integers(0, len(SHAPES) - 1, dice.integer(*parameters.shapes))
     for number, kind in enumerate(kinds):
         mask = np.zeros((size, size), np.uint8)
         # OpenCV takes sixteenths of a pixel; what lies in two outlines is a hole.
-        outlines = [np.round(outline * 16).astype(np.int32) for outline in _outlines(dice, SHAPES[kind], size)]
+        outlines = [
+            np.round(outline * 16).astype(np.int32) for outline in _outlines(dice, SHAPES[kind], size, parameters.radius)
+        ]
         cv2.fillPoly(mask, outlines, (1,), shift=4)
         _paint(dice, canvas, mask, _color_unlike(dice, ground_color))
         owner[mask > 0] = number
-    canvas += np.float32(dice.uniform(1, 6)) * dice.noise(*canvas.shape)
-    masks = owner == np.arange(len(kinds))[:, None, None]
-    visible = masks.sum((1, 2)) >= SMALLEST
+    canvas += np.float32(dice.uniform(*parameters.noise)) * dice.noise(*canvas.shape)
+    masks = owner == np.arange(len(kinds), dtype=np.int16)[:, None, None]
+    visible = np.bincount(owner.ravel() + 1, minlength=len(kinds) + 1)[1:] >= SMALLEST
     return (
-        np.clip(canvas, 0, 255).astype(np.uint8),
+        cv2.merge(list(np.clip(canvas, 0, 255).astype(np.uint8))),
         masks[visible],
         [kind for kind, seen in zip(kinds, visible, strict=True) if seen],
     )
 
 
-def _ground(dice: Dice, size: int) -> np.ndarray:
-    """A gradient between two colours, clouds and, often, stripes. H x W x 3 float32."""
-    share = ramp(dice, size, size)[:, :, None]
-    first, second = (dice.uniforms(30, 225, 3).astype(np.float32) for _ in range(2))
+def _ground(dice: Dice, size: int, stripes: float) -> np.ndarray:
+    """A gradient between two colours, clouds and, often, stripes. 3 x H x W float32."""
+    share = ramp(dice, size, size)
+    first, second = (dice.uniforms(30, 225, 3).astype(np.float32)[:, None, None] for _ in range(2))
     canvas = first * (1 - share) + second * share
     cells = dice.integer(4, 19)
-    for channel in range(3):
-        canvas[:, :, channel] += np.float32(26) * clouds(dice, cells, size)
-    if dice.uniform() < 0.5:
-        canvas += np.float32(dice.uniform(5, 25)) * _waves(ramp(dice, size, size), dice.uniform(3, 12))[:, :, None]
+    for channel in canvas:
+        channel += np.float32(26) * clouds(dice, cells, size)
+    if dice.uniform() < stripes:
+        canvas += np.float32(dice.uniform(5, 25)) * _waves(ramp(dice, size, size), dice.uniform(3, 12))
     return canvas
 
 
@@ -73,10 +104,10 @@ def _waves(share: np.ndarray, count: float) -> np.ndarray:
     return np.where(half % 2 == 0, crest, -crest)
 
 
-def _outlines(dice: Dice, kind: str, size: int) -> list[np.ndarray]:
+def _outlines(dice: Dice, kind: str, size: int, radii: tuple[float, float]) -> list[np.ndarray]:
     """Outlines as N x 2 arrays of x, y in pixels; the second one, if any, is a hole."""
     cosine, sine = dice.direction()
-    radius = dice.uniform(0.09, 0.22) * size
+    radius = dice.uniform(*radii) * size
     center = dice.uniforms(0.05, 0.95, 2) * size
     narrow = dice.uniform(0.4, 0.7)
     ratio = dice.uniform(0.5, 1.2)
@@ -99,6 +130,7 @@ def _turned(points: np.ndarray, cosine: float, sine: float) -> np.ndarray:
     return np.stack([x * cosine - y * sine, x * sine + y * cosine], axis=1)
 
 
+@cache
 def _corners(count: int) -> np.ndarray:
     """Of a regular polygon of radius 1, each turned from the one before."""
     cosine, sine = _STEPS[count]
@@ -112,10 +144,10 @@ def _corners(count: int) -> np.ndarray:
 def _paint(dice: Dice, canvas: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
     """Lays a shape on the canvas, brighter on one side, with an edge of a pixel."""
     x, y, width, height = cv2.boundingRect(mask)
-    window = slice(max(y - 2, 0), y + height + 2), slice(max(x - 2, 0), x + width + 2)
-    alpha = cv2.GaussianBlur(mask[window] * np.uint8(255), (3, 3), 0)[:, :, None] / np.float32(255)
-    shade = np.float32(dice.uniform(0.5, 0.8)) + np.float32(dice.uniform(0.4, 0.7)) * ramp(dice, *alpha.shape[:2])
-    canvas[window] += alpha * (color.astype(np.float32) * shade[:, :, None] - canvas[window])
+    rows, columns = slice(max(y - 2, 0), y + height + 2), slice(max(x - 2, 0), x + width + 2)
+    alpha = cv2.GaussianBlur(mask[rows, columns] * np.uint8(255), (3, 3), 0) / np.float32(255)
+    shade = np.float32(dice.uniform(0.5, 0.8)) + np.float32(dice.uniform(0.4, 0.7)) * ramp(dice, *alpha.shape)
+    canvas[:, rows, columns] += alpha * (color.astype(np.float32)[:, None, None] * shade - canvas[:, rows, columns])
 
 
 def _color_unlike(dice: Dice, other: np.ndarray) -> np.ndarray:

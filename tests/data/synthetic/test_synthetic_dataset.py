@@ -1,9 +1,7 @@
+import csv
 import hashlib
 import json
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,157 +9,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
-from scipy import ndimage
 
 from cupre_d2.data import synthetic
 from cupre_d2.data.formats.coco_json import load_coco_json
+from cupre_d2.data.formats.count_table import load_count_table
 from cupre_d2.errors import DatasetError
-
-DRAWERS = [synthetic.draw_microscope, synthetic.draw_shapes]
-cells = [synthetic.draw_microscope(7, index) for index in range(20)]
-shapes = [synthetic.draw_shapes(7, index) for index in range(40)]
-
-
-def digest(drawings: list) -> str:
-    parts = hashlib.sha256()
-    for image, masks, classes in drawings:
-        parts.update(image.tobytes() + np.packbits(np.array(masks)).tobytes() + bytes(classes))
-    return parts.hexdigest()
-
-
-@pytest.mark.parametrize("draw", DRAWERS)
-def test_same_seed_same_bytes(draw: Callable) -> None:
-    assert digest([draw(5, 3)]) == digest([draw(5, 3)])
-    assert len({draw(*key)[0].tobytes() for key in [(5, 3), (5, 4), (4, 3), (3, 5), (0, 0)]}) == 5
-
-
-def test_same_bytes_in_another_process() -> None:
-    program = (
-        "import numpy as np, hashlib\n"
-        "from cupre_d2.data import synthetic\n"
-        "for draw in (synthetic.draw_microscope, synthetic.draw_shapes):\n"
-        "    print(hashlib.sha256(b''.join(draw(7, i)[0].tobytes() for i in range(3))).hexdigest())\n"
-    )
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    here = [hashlib.sha256(b"".join(d[0].tobytes() for d in drawn[:3])).hexdigest() for drawn in (cells, shapes)]
-    assert output == here
-
-
-@pytest.mark.parametrize(
-    "draw, size", [(synthetic.draw_microscope, 64), (synthetic.draw_shapes, 64), *((d, 192) for d in DRAWERS)]
-)
-def test_shapes_and_types(draw: Callable, size: int) -> None:
-    image, masks, classes = draw(0, 0, size)
-    assert image.shape == (size, size, 3) and image.dtype == np.uint8
-    assert len(masks) == len(classes) >= 1
-    for mask in masks:
-        assert mask.shape == (size, size) and mask.dtype == bool
-
-
-def test_numbers_and_sizes_of_cells() -> None:
-    counts = [len(masks) for _, masks, _ in cells]
-    assert min(counts) >= 5 and max(counts) <= 25 and len(set(counts)) > 5
-    whole = [mask for _, masks, _ in cells for mask in masks if not touches_border(mask)]
-    diameters = [2 * np.sqrt(mask.sum() / np.pi) for mask in whole]
-    assert min(diameters) > 9 and max(diameters) < 31
-    assert np.ptp(diameters) > 10
-    assert {kind for *_, classes in cells for kind in classes} == {0}
-
-
-def touches_border(mask: np.ndarray) -> bool:
-    return bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
-
-
-def test_every_mask_is_one_piece_of_some_size() -> None:
-    for _, masks, _ in cells:
-        for mask in masks:
-            assert mask.sum() >= 40 and ndimage.label(mask)[1] == 1
-    assert min(mask.sum() for _, masks, _ in shapes for mask in masks) >= 40
-
-
-def test_cells_touch_and_overlap_but_none_is_hidden() -> None:
-    overlapping = touching = pairs = 0
-    for _, masks, _ in cells:
-        for index, mask in enumerate(masks):
-            for other in masks[:index]:
-                shared = (mask & other).sum()
-                pairs += 1
-                overlapping += shared > 0
-                touching += shared == 0 and bool((ndimage.binary_dilation(mask) & other).any())
-                assert shared <= 0.25 * min(mask.sum(), other.sum())
-    assert overlapping > 40 and touching > 5 and overlapping + touching < 0.5 * pairs
-
-
-def test_cells_are_bright_on_a_dark_grey_image() -> None:
-    for image, masks, _ in cells:
-        assert (image[:, :, 0] == image[:, :, 2]).all()
-        covered = np.any(masks, axis=0)
-        away = ~ndimage.binary_dilation(covered, iterations=5)
-        assert image[away].mean() < 60
-        for mask in masks:
-            assert image[mask].mean() > 1.5 * image[away].mean()
-
-
-def test_light_adds_up_where_cells_overlap() -> None:
-    ratios = []
-    for image, masks, _ in cells:
-        depth = np.sum(masks, axis=0)
-        if (depth > 1).sum() > 20:
-            ratios.append(image[depth > 1].mean() / image[depth == 1].mean())
-    assert len(ratios) > 10 and np.mean(ratios) > 1.1
-
-
-def test_the_noise_is_shot_noise() -> None:
-    """What a 3x3 median takes away is larger where it is bright."""
-    noise = [np.abs(image[:, :, 0] - ndimage.median_filter(image[:, :, 0].astype(float), 3)) for image, *_ in cells]
-    inside = [
-        n[ndimage.binary_erosion(np.any(m, axis=0), iterations=3)].mean() for n, (_, m, _) in zip(noise, cells, strict=True)
-    ]
-    outside = [n[~np.any(m, axis=0)].mean() for n, (_, m, _) in zip(noise, cells, strict=True)]
-    assert np.mean(inside) > 1.5 * np.mean(outside)
-
-
-def test_numbers_and_classes_of_shapes() -> None:
-    assert all(1 <= len(masks) <= 8 for _, masks, _ in shapes)
-    assert {kind for *_, classes in shapes for kind in classes} == set(range(len(synthetic.SHAPES)))
-
-
-def test_masks_of_shapes_are_what_is_visible() -> None:
-    for _, masks, _ in shapes:
-        assert np.sum(masks, axis=0).max() == 1
-
-
-def test_shapes_occlude_each_other() -> None:
-    """Neighbours whose masks meet along more than a point or two."""
-    meeting = 0
-    for _, masks, _ in shapes:
-        for index, mask in enumerate(masks):
-            meeting += sum((ndimage.binary_dilation(mask) & other).sum() > 8 for other in masks[:index])
-    assert meeting > 20
-
-
-def test_shapes_look_like_their_class() -> None:
-    """Holes only in rings; whole discs as full as a disc, whole stars far from it."""
-    filled: dict[str, list[float]] = {name: [] for name in synthetic.SHAPES}
-    holes = {name: 0 for name in synthetic.SHAPES}
-    for index in range(200):
-        _, masks, classes = synthetic.draw_shapes(11, index, 96)
-        visible = np.any(masks, axis=0)
-        for mask, kind in zip(masks, classes, strict=True):
-            if touches_border(mask) or (ndimage.binary_dilation(mask) & visible & ~mask).any():
-                continue
-            name = synthetic.SHAPES[kind]
-            holes[name] += bool((ndimage.binary_fill_holes(mask) ^ mask).sum() > 5)
-            rows, columns = np.nonzero(mask)
-            reach = np.hypot(rows - rows.mean(), columns - columns.mean()).max()
-            filled[name].append(mask.sum() / (np.pi * reach**2))
-    assert all(len(values) > 3 for values in filled.values())
-    assert holes.pop("ring") == len(filled["ring"]) and not any(holes.values())
-    assert np.mean(filled["disc"]) > 0.9
-    assert np.mean(filled["star"]) < 0.5 and np.mean(filled["triangle"]) < 0.6
-
-
-# ---- data sets
 
 
 def test_make_dataset(tmp_path: Path) -> None:
@@ -189,7 +41,7 @@ def test_folder_is_kept_until_the_recipe_changes(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "cells"
     synthetic.make_dataset("cells", folder, 2, 0, 64)
     mark = folder / "mark"
-    for change in ({"seed": 1}, {"count": 3}, {"size": 72}, {"version": 99}):
+    for change in ({"seed": 1}, {"count": 3}, {"size": 72}, {"version": 99}, {"overlap": 0.1}, {"gain": (90.0, 90.0)}):
         mark.touch()
         synthetic.make_dataset("cells", folder, 2, 0, 64)
         assert mark.exists()
@@ -212,7 +64,7 @@ def test_nothing_is_left_when_drawing_fails(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise RuntimeError("interrupted")
 
-    monkeypatch.setitem(synthetic.DRAW, "cells", (fail, ("cell",)))
+    monkeypatch.setitem(synthetic.KINDS, "cells", synthetic.KINDS["cells"]._replace(draw=fail))
     with pytest.raises(RuntimeError, match="interrupted"):
         synthetic.make_dataset("cells", tmp_path / "cells", 1, 0, 64)
     assert not list(tmp_path.iterdir())
@@ -245,6 +97,31 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="cannot be written"):
         synthetic.make_dataset("cells", tmp_path / "file" / "cells", 1, 0, 64)
+
+
+def test_counts_are_written(tmp_path: Path) -> None:
+    synthetic.make_dataset("bright_field", tmp_path / "made", 4, 9, 128)
+    records = load_count_table(tmp_path / "made/images", tmp_path / "made/counts.csv")
+    expected = [len(synthetic.draw_bright_field(9, index, 128)[1]) for index in range(4)]
+    assert [record["count"] for record in records] == expected
+    with (tmp_path / "made/counts.csv").open(newline="") as stream:
+        assert next(csv.reader(stream)) == ["image", "count"]
+
+
+def test_parameters_are_drawn_with_and_written_down(tmp_path: Path) -> None:
+    synthetic.make_dataset("phase_contrast", tmp_path / "made", 1, 9, 128, radius=(4, 5), noise=(0.0, 0.0))
+    image, masks, _ = synthetic.draw("phase_contrast", 9, 0, 128, radius=(4, 5), noise=(0.0, 0.0))
+    (file,) = (tmp_path / "made/images").iterdir()
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+    recipe = json.loads((tmp_path / "made/recipe.json").read_text())
+    assert recipe["parameters"]["radius"] == [4, 5] and recipe["parameters"]["overlap"] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"seed": -1}, {"size": 8}, {"flavour": 3}])
+def test_nothing_is_made_of_wrong_arguments(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(DatasetError, match=next(iter(wrong))):
+        synthetic.make_dataset(**{"kind": "cells", "folder": tmp_path / "made", "count": 1, "seed": 0, "size": 64, **wrong})
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
