@@ -10,6 +10,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from cupre_d2.errors import CupreError
+
 NAMES = sorted(
     file.stem for file in (Path(__file__).parent / "benchmarks").glob("*.py") if file.stem not in ("__init__", "figure")
 )
@@ -31,4 +33,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except CupreError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -29,6 +30,8 @@ Result = TypeVar("Result")
 # Bytes; smaller files are parsed in less than a second, and shall leave no files behind.
 SMALLEST = 10 * 2**20
 SUFFIX = ".cupre_d2.cache"
+# Mapped pages, unlike read ones, are shared by all processes; asked for one by one they cost more time than all at once.
+_MAP = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
 # Raise it when CocoArrays, what is taken into it, or the file changes.
 _MAGIC = b"cupre_d2 COCO arrays 2\n"
 # Behind it: the bytes of the header and the checksum of all that follows, 8 bytes each; the header; the arrays.
@@ -47,6 +50,20 @@ class _Header(msgspec.Struct):
     lengths: dict[str, int]
 
 
+@dataclass(frozen=True)
+class _Cache:
+    """A cache that looks like one of a JSON of some size."""
+
+    header: _Header
+    arrays: CocoArrays
+    content: memoryview
+    checksum: int
+
+    def holds(self, digest: Callable[[], str]) -> bool:
+        """Whether it is undamaged, and made of a JSON of this digest."""
+        return zlib.crc32(self.content[_PREFIX:]) == self.checksum and self.header.sha256 == digest()
+
+
 def cached(
     json_file: Path, stream: BinaryIO, parse: Callable[[Path, Any], CocoArrays], use: Callable[[CocoArrays], Result]
 ) -> Result:
@@ -54,8 +71,8 @@ def cached(
 
     A big file is put in the cache when it is parsed. The cache lies beside the JSON, or where that folder cannot be
     written, below $XDG_CACHE_HOME or ~/.cache. Whatever is wrong with a cache, it is made anew; if none can be written,
-    that is logged. A cache is put to use while the JSON is still being hashed, and what came of it dropped if it does
-    not fit.
+    that is logged. A cache is put to use while it and the JSON are still being hashed, and what came of it dropped if
+    it does not fit.
 
     Args:
         json_file: the JSON.
@@ -73,17 +90,17 @@ def cached(
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content, ThreadPoolExecutor(1) as pool:
         digest = pool.submit(lambda: hashlib.sha256(content).hexdigest())
         for place in places:
-            found = _read(place, size)
-            if found is None:
+            cache = _read(place, size)
+            if cache is None:
                 continue
-            sha256, arrays = found
+            holds = pool.submit(cache.holds, digest.result)
             try:
-                result = use(arrays)
+                result = use(cache.arrays)
             except DatasetError:
-                if digest.result() == sha256:
+                if holds.result():
                     raise
                 continue
-            if digest.result() == sha256:
+            if holds.result():
                 return result
         parsed = parse(json_file, content)
         if not any(_write(place, parsed, size, digest.result()) for place in places):
@@ -102,26 +119,26 @@ def _places(json_file: Path) -> list[Path]:
     return [beside, home / f"{name}{SUFFIX}"]
 
 
-def _read(place: Path, size: int) -> tuple[str, CocoArrays] | None:
-    """The hash of the JSON that a cache was made of, and its arrays; None where anything is wrong with it."""
+def _read(place: Path, size: int) -> _Cache | None:
+    """The cache at a place, whose arrays fit together; None where there is none for a JSON of this size."""
     try:
-        content = memoryview(place.read_bytes())
+        with place.open("rb") as stream:
+            content = memoryview(mmap.mmap(stream.fileno(), 0, flags=_MAP, prot=mmap.PROT_READ))
         header_bytes, checksum = (int.from_bytes(content[end - 8 : end], "little") for end in (_PREFIX - 8, _PREFIX))
-        if content[: len(_MAGIC)] != _MAGIC or zlib.crc32(content[_PREFIX:]) != checksum:
+        if content[: len(_MAGIC)] != _MAGIC:
             return None
         header = msgspec.json.decode(content[_PREFIX : _PREFIX + header_bytes], type=_Header)
         if header.size != size:
             return None
-        arrays = _take(content, _PREFIX + header_bytes, header.lengths)
-        parsed = CocoArrays(
+        arrays = CocoArrays(
             images=header.images,
             categories=dict(header.categories),
             skipped=header.skipped,
             total=header.total,
             repeated=header.repeated,
-            **arrays,
+            **_take(content, _PREFIX + header_bytes, header.lengths),
         )
-        return (header.sha256, parsed) if parsed.is_consistent() else None
+        return _Cache(header, arrays, content, checksum) if arrays.is_consistent() else None
     except (OSError, ValueError, LookupError, OverflowError, msgspec.MsgspecError):
         return None
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.figure import Figure
+from cupre_d2.errors import DatasetError
 
 IMAGES, INSTANCES, REPETITIONS = 3253, 1_000_000, 3
 SAMPLE = "livecell/annotations/LIVECell/livecell_coco_train.json"
@@ -42,7 +43,7 @@ def run() -> list[Figure]:
         Figure("first load, our peak memory / Detectron2's", memory[0] / memory[1], _gib(memory[0], memory[1]), 0.6),
         Figure("later load from the cache, times faster", seconds[0] / seconds[2], f"({seconds[2]:.2f} s)", 10, "at least"),
         Figure("later load, peak memory / Detectron2's", memory[2] / memory[1], _gib(memory[2], memory[1])),
-        Figure("two loader processes, private memory / the records", workers["share"], _gib(workers["bytes"]), 0.5),
+        Figure("two loader processes, memory they add / that of the records", workers["share"], _gib(workers["bytes"]), 0.5),
     ]
 
 
@@ -57,6 +58,8 @@ def _gib(*sizes: float) -> str:
 def _make(folder: Path) -> Path:
     """The JSON and its images."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    if not (root / SAMPLE).is_file():
+        raise DatasetError(f"{root / SAMPLE}: no such file; expected LIVECell below $DETECTRON2_DATASETS")
     sample = json.loads((root / SAMPLE).read_text())
     by_image: dict[int, list[dict]] = {image["id"]: [] for image in sample["images"]}
     for annotation in sample["annotations"]:
@@ -121,8 +124,7 @@ def child(what: str, json_file: str) -> None:
 
 
 def _workers(records: list[dict], held: int) -> dict[str, float]:
-    """Memory that two loader processes have for themselves after each has read some images."""
-    import torch
+    """What two loader processes add to the memory of their parent (PSS of all three) once they have read some images."""
     from detectron2.config import get_cfg
 
     from cupre_d2 import add_cupre_config
@@ -131,17 +133,19 @@ def _workers(records: list[dict], held: int) -> dict[str, float]:
     cfg = get_cfg()
     add_cupre_config(cfg)
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 2, 2
-    torch.set_num_threads(1)
-    batches = iter(build_detection_loader(cfg, records))
-    for _ in range(10):
+    loader = build_detection_loader(cfg, records)
+    alone = _pss("self")
+    batches = iter(loader)
+    for _ in range(20):
         next(batches)
-    children = [int(task) for task in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
-    private = sum(_rollup(child, "Private_Dirty") for child in children)
-    return {"share": private / held, "bytes": private}
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert len(children) >= 2
+    added = _pss("self") + sum(map(_pss, children)) - alone
+    return {"share": added / held, "bytes": added}
 
 
-def _rollup(process: int, field: str) -> int:
-    return _field(Path(f"/proc/{process}/smaps_rollup"), field)
+def _pss(process: str) -> int:
+    return _field(Path(f"/proc/{process}/smaps_rollup"), "Pss")
 
 
 def _memory(field: str) -> int:

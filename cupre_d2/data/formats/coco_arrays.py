@@ -127,13 +127,13 @@ class CocoArrays:
         """Those of each image."""
         ends = np.cumsum(self.per_image).tolist()
         segmentations = self._segmentations([0, *ends])
-        box = self.box.reshape(-1, 4)
+        box, mode = self.box.reshape(-1, 4), BoxMode.XYWH_ABS
         for start, end in zip([0, *ends], ends, strict=False):
             boxes, categories, crowds = (column[start:end].tolist() for column in (box, self.category, self.crowd))
             yield [
                 {
                     "bbox": box,
-                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "bbox_mode": mode,
                     "segmentation": segmentation,
                     "category_id": category,
                     "iscrowd": crowd,

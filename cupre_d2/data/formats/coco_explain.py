@@ -12,8 +12,8 @@ from cupre_d2.data.formats.coco_arrays import LARGEST, MIN_POLYGON, CocoArrays, 
 from cupre_d2.data.formats.coco_rle import check_rle
 from cupre_d2.errors import DatasetError
 
-# Characters of a value that an error shows.
-_SHOWN = 80
+# Characters of a value, and of a path, that an error shows.
+_SHOWN, SHOWN_PATH = 80, 500
 # Categories that an error lists.
 _LISTED = 20
 
@@ -53,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(decoded) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {_shown(repeated)} is there twice in an object")
+        raise ValueError(f"key {shown(repeated)} is there twice in an object")
     return decoded
 
 
@@ -84,22 +84,22 @@ class _Checker:
     def entries(self, content: dict[str, Any], field: str) -> list[dict[str, Any]]:
         entries = content.get(field)
         if not isinstance(entries, list):
-            found = _shown(entries) if field in content else "missing"
+            found = shown(entries) if field in content else "missing"
             raise self.error("", f"field {field}: {found}; expected a list of objects")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise self.error("", f"field {field}: number {index} is {_shown(entry)}; expected a list of objects")
+                raise self.error("", f"field {field}: number {index} is {shown(entry)}; expected a list of objects")
         return entries
 
     def field(self, record: str, entry: dict[str, Any], field: str, *kinds: type) -> Any:
         value = entry.get(field)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            found = _shown(value) if field in entry else "missing"
+            found = shown(value) if field in entry else "missing"
             raise self.error(record, f"field {field}: {found}; expected {' or '.join(kind.__name__ for kind in kinds)}")
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise self.error(record, f"field {field}: {_shown(value)}; expected a number of at most 63 bits")
+            raise self.error(record, f"field {field}: {shown(value)}; expected a number of at most 63 bits")
         if isinstance(value, str) and not _is_text(value):
-            raise self.error(record, f"field {field}: {_shown(value)}; expected text in Unicode")
+            raise self.error(record, f"field {field}: {shown(value)}; expected text in Unicode")
         return value
 
     def categories(self, content: dict[str, Any]) -> dict[int, str]:
@@ -135,14 +135,14 @@ class _Checker:
         name = f"annotation {_shown_id(entry['id'])}" if "id" in entry else f"annotation number {index}, without id"
         image = images.get(self.field(name, entry, "image_id", int, str))
         if image is None:
-            raise self.error(name, f"field image_id: {_shown(entry['image_id'])}; expected the id of an image in the file")
+            raise self.error(name, f"field image_id: {shown(entry['image_id'])}; expected the id of an image in the file")
         category = self.field(name, entry, "category_id", int)
         if category not in categories:
             listed = ", ".join(map(str, sorted(categories)[:_LISTED])) + (", ..." if len(categories) > _LISTED else "")
-            raise self.error(name, f"field category_id: {_shown(category)}; expected one of {listed}")
+            raise self.error(name, f"field category_id: {shown(category)}; expected one of {listed}")
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise self.error(name, f"field iscrowd: {_shown(crowd)}; expected 0 or 1")
+            raise self.error(name, f"field iscrowd: {shown(crowd)}; expected 0 or 1")
         return {
             **({"id": repr(entry["id"])} if "id" in entry else {}),
             "image_id": image["id"],
@@ -170,19 +170,20 @@ class _Checker:
 
     def box(self, name: str, box: Any) -> Any:
         if box is not None and (not isinstance(box, list) or len(box) != 4 or not _finite(box)):
-            raise self.error(name, f"field bbox: {_shown(box)}; expected [x, y, width, height]")
+            raise self.error(name, f"field bbox: {shown(box)}; expected [x, y, width, height]")
         if box and _largest(box) > LARGEST:
-            raise self.error(name, f"field bbox: {_shown(box)}; expected at most {LARGEST} pixels")
+            raise self.error(name, f"field bbox: {shown(box)}; expected at most {LARGEST} pixels")
         return box
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, characters: int = _SHOWN) -> str:
+    """A value as an error shows it: in one line, and short."""
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= characters else f"{text[:characters]}..."
 
 
 def _shown_id(value: Any) -> str:
-    return str(value) if isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN else _shown(value)
+    return str(value) if isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN else shown(value)
 
 
 def _is_text(value: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cupre_d2.data.cache import cached
 from cupre_d2.data.formats.coco_arrays import CocoArrays, Image, parse
-from cupre_d2.data.formats.coco_explain import explain
+from cupre_d2.data.formats.coco_explain import SHOWN_PATH, explain, shown
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -75,21 +75,21 @@ def _files(json_file: Path, images: Sequence[Image], image_root: Path, locate: C
     for image in images:
         path = PurePath(image.file_name)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in image.file_name:
-            raise DatasetError(
-                f"{json_file}: image {image.id!r}, field file_name: {image.file_name!r}; expected a path below {image_root}"
-            )
+            name = f"image {shown(image.id)}, field file_name: {shown(image.file_name, SHOWN_PATH)}"
+            raise DatasetError(f"{json_file}: {name}; expected a path below {image_root}")
+        file = image_root / path
         try:
             file = locate(image_root, image.file_name)
             found = is_file(file)
-        # A name that is too long, or a folder that may not be searched.
-        except OSError:
+        # A name that is too long, or that the file system cannot spell; a folder that may not be searched.
+        except (OSError, ValueError):
             found = False
         if found:
             files.append(file)
         else:
-            missing.append(image)
+            missing.append((image.id, file))
     if missing:
-        name = f"image {missing[0].id!r}, field file_name: {str(image_root / missing[0].file_name)!r}"
+        name = f"image {shown(missing[0][0])}, field file_name: {shown(str(missing[0][1]), SHOWN_PATH)}"
         raise DatasetError(f"{json_file}: {name} is not on disk ({len(missing)} of {len(images)} images are not)")
     return files
 

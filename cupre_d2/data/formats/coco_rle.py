@@ -1,5 +1,6 @@
 """COCO's run-length encoding, decoded with the checks that pycocotools leaves out: it reads and writes past its memory."""
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[str, np.nda
     """
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise ValueError(f"field segmentation.size: {str(size)[:80]}; expected its image's [{height}, {width}]")
+        raise ValueError(f"field segmentation.size: {reprlib.repr(size)}; expected its image's [{height}, {width}]")
     pixels = height * width
     if pixels > _MAX_PIXELS:
         raise ValueError(f"field segmentation: RLE of {pixels} pixels; expected at most {_MAX_PIXELS}")
@@ -76,10 +77,7 @@ def decode_counts(text: str) -> np.ndarray:
 
 
 def box_of_runs(lengths: np.ndarray, height: int) -> list[float]:
-    """XYWH in pixels of a mask that has some, from its checked run lengths.
-
-    pycocotools' own is wrong where a run of the foreground is empty.
-    """
+    """XYWH in pixels of a mask that has some, from its checked run lengths."""
     ends = np.cumsum(lengths)[1::2]
     foreground = lengths[1::2]
     ends, foreground = ends[foreground > 0], foreground[foreground > 0]

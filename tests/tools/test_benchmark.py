@@ -1,0 +1,93 @@
+"""The tool's lines and exit codes; that what it measures can be measured."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from cupre_d2.errors import DatasetError
+
+
+@pytest.fixture()
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend("tools")
+    return importlib.import_module("benchmark")
+
+
+@pytest.fixture()
+def figure(tool: ModuleType) -> type:
+    return importlib.import_module("benchmarks.figure").Figure
+
+
+@pytest.fixture()
+def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Exit code and lines for a benchmark of given figures."""
+
+    def run(figures: list, *options: str) -> tuple[int, list[str]]:
+        monkeypatch.setitem(sys.modules, "benchmarks.fake", SimpleNamespace(run=lambda: figures))
+        monkeypatch.setattr(tool, "NAMES", ["fake"])
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "fake", *options])
+        return tool.main(), capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_a_line_a_figure_and_the_deciding_one_last(run: Callable[..., Any], figure: type) -> None:
+    figures = [figure("close", 0.9, "s", 1.0), figure("far", 0.1, "s", 1.0), figure("free", 7, "GiB")]
+    assert run(figures)[0] == 0 and [line.split(":")[0] for line in run(figures)[1]] == ["close", "far", "free"]
+    code, lines = run(figures, "--check")
+    assert code == 0 and [line.split(":")[0] for line in lines] == ["far", "free", "close"]
+    assert lines[-1] == "close: 0.9 s   (bar: at most 1: holds)" and lines[1] == "free: 7 GiB"
+
+
+def test_a_missed_bar_decides(run: Callable[..., Any], figure: type) -> None:
+    figures = [figure("missed", 9, "times", 10, "at least"), figure("held", 0.99, "s", 1.0)]
+    assert run(figures)[0] == 0
+    code, lines = run(figures, "--check")
+    assert code == 1 and lines[-1] == "missed: 9 times   (bar: at least 10: MISSED)"
+
+
+def test_bars_hold_at_equality_and_below_zero(figure: type) -> None:
+    assert figure("x", 1, "s", 1).holds and figure("x", 1, "s", 1, "at least").holds
+    assert figure("x", -2, "s", 1).holds and figure("x", 0, "s", 1).margin == float("inf")
+    assert not figure("x", 0, "s", 1, "at least").holds and figure("x", 0, "s", 1, "at least").margin < 1
+
+
+def test_each_benchmark_can_be_run(tool: ModuleType) -> None:
+    assert "data" in tool.NAMES and "figure" not in tool.NAMES
+    for name in tool.NAMES:
+        assert callable(importlib.import_module(f"benchmarks.{name}").run)
+
+
+def test_data_without_its_sample(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError, match="livecell_coco_train.json: no such file"):
+        importlib.import_module("benchmarks.data").run()
+
+
+@pytest.mark.real_data
+def test_data_in_small(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = importlib.import_module("benchmarks.data")
+    if not (Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / data.SAMPLE).is_file():
+        pytest.skip(f"no {data.SAMPLE}")
+    monkeypatch.setattr(data, "IMAGES", 12)
+    monkeypatch.setattr(data, "INSTANCES", 3000)
+    json_file = data._make(tmp_path)
+    content = json.loads(json_file.read_text())
+    assert len(content["images"]) == 12 and 3000 <= len(content["annotations"]) < 4500
+    assert len({annotation["id"] for annotation in content["annotations"]}) == len(content["annotations"])
+    for what in ("detectron2", "ours", "workers"):
+        data.child(what, str(json_file))
+        measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert {"bytes"} < set(measured)
+    DatasetCatalog.remove("big")
+    MetadataCatalog.remove("big")
