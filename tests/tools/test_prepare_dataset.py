@@ -45,13 +45,14 @@ def test_list_and_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_check_and_fix(dataset: Path, tmp_path: Path) -> None:
-    assert run("check", dataset, root=tmp_path).returncode == 0
+    # The discs drawn here may overlap, which is a warning.
+    assert run("check", dataset, root=tmp_path).returncode < 2
     content = json.loads(dataset.read_text())
     content["annotations"][0]["image_id"] = 999
     dataset.write_text(json.dumps(content))
     checked = run("check", dataset, "--fix", tmp_path / "clean", root=tmp_path)
     assert checked.returncode == 2 and "unknown image id" in checked.stdout and str(dataset) in checked.stdout
-    assert run("check", tmp_path / "clean/train.json", root=tmp_path).returncode == 0
+    assert run("check", tmp_path / "clean/train.json", root=tmp_path).returncode < 2
     absent = run("check", tmp_path / "absent.json", root=tmp_path)
     assert absent.returncode == 2 and len(absent.stderr.strip().splitlines()) == 1
 
