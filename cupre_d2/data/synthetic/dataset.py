@@ -24,7 +24,7 @@ from cupre_d2.data.synthetic.kinds import KINDS, SMALLEST_SIZE, kind_of, paramet
 from cupre_d2.errors import DatasetError
 
 # Raise it when a drawing changes, so that folders made before are drawn anew.
-VERSION = 4
+VERSION = 5
 
 
 def register_synthetic() -> None:

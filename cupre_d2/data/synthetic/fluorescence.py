@@ -112,6 +112,8 @@ def _place(dice: Dice, wanted: int, size: int, parameters: Fluorescence) -> list
     diameter = dice.uniform(*parameters.diameter)
     elongation = dice.uniform(*parameters.elongation)
     grain = clouds(dice, 64, _GRAIN) + clouds(dice, 24, _GRAIN)
+    # What clouds vary by, doubled, is about their texture's deviation.
+    grain = np.maximum(1 + np.float32(2 * parameters.texture) * grain, 0)
     covered = np.zeros((size, size), bool)
     nuclei: list[_Nucleus] = []
     smallest = size**2
@@ -169,33 +171,32 @@ def _draw(
     columns = (np.arange(left, right, dtype=np.float32) - np.float32(center[1]))[None]
     depth = _depth(dice, rows, columns, radius, elongation)
     down, across = (dice.integer(0, _GRAIN - length) for length in depth.shape)
-    texture = grain[down : down + depth.shape[0], across : across + depth.shape[1]]
-    dome = np.float32(0.7) + np.float32(0.3) * np.sqrt(np.maximum(depth, 0))
+    brightness = max(0.35, 1 + dice.normal(parameters.brightness_spread))
+    light = np.sqrt(np.maximum(depth, 0)) * np.float32(0.3 * brightness) + np.float32(0.7 * brightness)
     # The edge is 1.5 pixels wide, half as bright on the outline.
-    edge = np.minimum(np.maximum(depth * np.float32(radius / 1.5) + np.float32(0.5), 0), 1)
-    brightness = np.float32(max(0.35, 1 + dice.normal(parameters.brightness_spread)))
-    light = brightness * edge * dome * np.maximum(1 + np.float32(1.6 * parameters.texture) * texture, 0)
+    light *= np.minimum(np.maximum(depth * np.float32(radius / 1.5) + np.float32(0.5), 0), 1)
+    light *= grain[down : down + depth.shape[0], across : across + depth.shape[1]]
     if dice.uniform() < parameters.out_of_focus:
         light = blur(light, dice.uniform(*parameters.out_of_focus_blur))
     return _Nucleus(center, radius, (slice(top, bottom), slice(left, right)), depth >= 0, light)
 
 
 def _depth(dice: Dice, rows: np.ndarray, columns: np.ndarray, radius: float, elongation: float) -> np.ndarray:
-    """1 in the middle of an irregular ellipse, 0 on its outline, negative outside. The waves are powers of cos + i sin."""
+    """1 in the middle of an irregular ellipse, 0 on its outline, negative outside."""
     cosine, sine = dice.direction()
     stretch = float(np.sqrt(elongation))
     along = columns * np.float32(cosine / stretch) + rows * np.float32(sine / stretch)
     across = rows * np.float32(cosine * stretch) - columns * np.float32(sine * stretch)
     distance = np.sqrt(along * along + across * across)
     safe = np.maximum(distance, np.float32(1e-3))
-    first_cos, first_sin = along / safe, across / safe
-    wave_cos, wave_sin = first_cos, first_sin
-    outline = np.ones_like(distance)
-    for waves in (2, 3):
-        wave_cos, wave_sin = wave_cos * first_cos - wave_sin * first_sin, wave_sin * first_cos + wave_cos * first_sin
-        height = dice.normal(0.09 / waves)
-        turn_cos, turn_sin = dice.direction()
-        outline += np.float32(height * turn_cos) * wave_cos - np.float32(height * turn_sin) * wave_sin
+    cos, sin = along / safe, across / safe
+    squared = cos * cos
+    # 1 + a cos 2x + b sin 2x + c cos 3x + d sin 3x, as polynomials of cos x and sin x.
+    a, b, c, d = (dice.normal(deviation) for deviation in (0.032, 0.032, 0.021, 0.021))
+    outline = squared * np.float32(4 * c) + cos * np.float32(2 * a) + sin * np.float32(2 * b) - np.float32(3 * c)
+    outline *= cos
+    outline += (squared * np.float32(4 * d) - np.float32(d)) * sin
+    outline += np.float32(1 - a)
     return 1 - distance / (np.float32(radius) * outline)
 
 

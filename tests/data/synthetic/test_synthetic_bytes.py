@@ -16,41 +16,41 @@ from cupre_d2.data import synthetic
 
 # SHA-256 of pixels and masks of images 0 to 2 of seed 11; made on x86-64 with AVX-512.
 CASES: dict[str, tuple[str, int, dict[str, Any], str]] = {
-    "cells": ("cells", 96, {}, "a774d3d79a9b14fab24385924dea3e3e5ee7f968ab963b73144b3960d6d3c9f4"),
-    "larger": ("cells", 192, {}, "ef4362b1771f00a94361ff6c6a7d32b2004795e176321bec7cb3c2a909a22ee9"),
+    "cells": ("cells", 96, {}, "4e0a30b5625e7840b0df0f3d6c79c4c360203d332403c0fc6a873526c2058366"),
+    "larger": ("cells", 192, {}, "f79709df38eb4b68c31795cf391ee9f228c8a0179dbf9cc0aac9a40a3f39be3f"),
     "lonely": (
         "cells",
         130,
         {"clustering": 0.0, "diameter": (30.0, 40.0), "limits": (20.0, 50.0)},
-        "387498b31855929ac751d74c24f512099a5d8871bc500feed9610c2c9e3efa2b",
+        "34d91d6ea57e32e8f69585ad79a38f2a50c942be5902e55d9d23cd796a15110c",
     ),
     "dim": (
         "cells",
         128,
         {"photons": (5.0, 9.0), "out_of_focus": 1.0, "unevenness": 0.9, "defocus": (2.0, 4.0)},
-        "cb2bd8457333e6b605f4d428df6e183a76ccf747ae5c035f8bd9bf69bce51523",
+        "5b9c47e5c153999998f88f7c6b3291f1e3318c0b5d4c7ef108bffd52936d1ff3",
     ),
-    "bright_field": ("bright_field", 128, {}, "99b87c582af12eb1822dc118096fbbdee90fc4d08de256e1062cd8e2bf05c856"),
-    "bright_field, larger": ("bright_field", 256, {}, "0f79c294783532c70d26653bf07b2b1386ada6d8843924b58b213fdaceaf977d"),
+    "bright_field": ("bright_field", 128, {}, "99b2c7693c5e7d6d8bfa0a6aaa810d382876780aa99c45d90dd613bf90087495"),
+    "bright_field, larger": ("bright_field", 256, {}, "8f30ce2da6ee23c6bf1ff0995b38bc860f266dff0672ed815f452a624ec74789"),
     "bright_field, sharp": (
         "bright_field",
         100,
         {"blur": (0.0, 0.0), "rim_width": 3.0, "largest_count": 60},
-        "f58d40418f122a474ce947efbe62b1a13b60d269000f537cfc4c08104c5b6f9c",
+        "8dcc6556ee539b57c3310a9eb5c5501f758dc8ec4ac51763755593345481d232",
     ),
-    "phase_contrast": ("phase_contrast", 128, {}, "608eb70a317ed4fa665735abb48f8f101cc083922e7be8bb86d90e3d3d684da7"),
+    "phase_contrast": ("phase_contrast", 128, {}, "9b61b132b79ebd6d82a8f6246df66b6795a5d056f6bd5eef1a6bb3b1f1e13e37"),
     "phase_contrast, blurred": (
         "phase_contrast",
         200,
         {"blur": (2.0, 5.0), "overlap": 4, "noise": (9.0, 9.0)},
-        "a143a9d5d5301e8b7571c7622dd4c4d533b6fdc7fd7aa6a9e971c65c192c0d49",
+        "288be35346a8feb741fdaf7b3edfa0f97b2a977d60777f13c74c4993fc8bde19",
     ),
-    "shapes": ("shapes", 96, {}, "69b46e0fc17350c2adf30f88b29e431b43100a697641264483f07796933777bb"),
+    "shapes": ("shapes", 96, {}, "1ec14349af1dbe8aa76a86325701693bb14e10cbb30b2104cc7754fc902b374a"),
     "shapes, larger": (
         "shapes",
         192,
         {"stripes": 1.0, "shapes": (8, 20)},
-        "7a8d6d2d366c1856f302f111a62ecec3a64780d176ed9f3ed614bf86ee7bea50",
+        "426899ab1ec276c4a33ad78c48ddf3ec2e6d725177d9692f2e00f7f53f41e9b7",
     ),
 }
 
