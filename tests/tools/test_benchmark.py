@@ -85,7 +85,7 @@ def test_data_in_small(
     content = json.loads(json_file.read_text())
     assert len(content["images"]) == 12 and 3000 <= len(content["annotations"]) < 4500
     assert len({annotation["id"] for annotation in content["annotations"]}) == len(content["annotations"])
-    for what in ("detectron2", "ours", "workers"):
+    for what in ("detectron2", "ours", "2 workers"):
         data.child(what, str(json_file))
         measured = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert {"bytes"} < set(measured)
