@@ -5,9 +5,10 @@ import math
 import torch
 from detectron2.layers import Conv2d
 from torch import nn
-from torchvision.ops import DeformConv2d
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.conv_norm import as_scale_and_shift, is_smaller_than_map
 from cupre_d2.modeling.norms import get_norm
 
 REDUCTION = 4
@@ -74,21 +75,37 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
         """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride); `deformation` as `split_deformation` gives it."""
-        maps = self.conv(x, *deformation)
-        if deformation:
-            # torchvision's kernels return their own layout.
-            maps = maps.contiguous(memory_format=torch.channels_last)
-        maps = torch.relu_(self.bn0(maps) if self.bn0 else maps)
-        splits = maps.chunk(self.radix, dim=1)
-        pooled = maps.mean((2, 3), keepdim=True).unflatten(1, (self.radix, -1)).sum(1)
+        maps = torch.relu_(self.convolved(x, *deformation))
+        # Not the mean: the gradient of a sum needs no map of its own. In float16 it might overflow.
+        pooled = maps.sum((2, 3), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32)) / maps[0, 0].numel()
+        pooled = pooled.to(maps.dtype).unflatten(1, (self.radix, -1)).sum(1)
         # Under autocast a softmax is float32, and would make the sum so.
         weights = self.attention(pooled).to(maps.dtype).unbind(1)
+        # Last, so that its gradient comes first and takes up that of the sum in place.
+        splits = maps.chunk(self.radix, dim=1)
         if self.radix == 2:
             return torch.lerp(splits[1], splits[0], weights[0])
         total = splits[0] * weights[0]
         for split, weight in zip(splits[1:], weights[1:], strict=True):
             total = total + split * weight
         return total
+
+    def convolved(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
+        """bn0 of the 3x3 convolution; in one pass where `as_scale_and_shift` allows it."""
+        folded = as_scale_and_shift(self.bn0) if is_smaller_than_map(self.conv.weight, x) else None
+        weight = self.conv.weight * folded[0] if folded else self.conv.weight
+        if not deformation:
+            maps = self.conv._conv_forward(x, weight, None)
+        else:
+            offsets, *mask = deformation
+            maps = deform_conv2d(
+                x, offsets, weight, None, self.conv.stride, self.conv.padding, mask=mask[0] if mask else None
+            )
+            # torchvision's kernels return their own layout.
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        if folded:
+            return maps.add_(folded[1])
+        return self.bn0(maps) if self.bn0 else maps
 
     def attention(self, pooled: torch.Tensor) -> torch.Tensor:
         """Weights of the splits, which sum to 1 if there are several: N x C x 1 x 1 -> N x radix x C x 1 x 1."""

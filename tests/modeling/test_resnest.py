@@ -294,3 +294,24 @@ def test_offset_groups_divide_the_channels(cfg: CfgNode, groups: int) -> None:
 def test_images_of_other_than_three_channels_are_refused(cfg: CfgNode) -> None:
     with pytest.raises(ConfigError, match="MODEL.PIXEL_MEAN: 1 channels; ResNeSt's stem takes 3"):
         build_backbone(cfg, ShapeSpec(channels=1))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("deformable", [False, True])
+def test_compiles_into_one_graph(deformable: bool, training: bool) -> None:
+    torch.manual_seed(0)
+    options = {"deform_on_per_stage": (False, True, True, True), "deform_modulated": True} if deformable else {}
+    model = ResNeSt(14, width_multiplier=0.25, **options).train(training)
+    images = torch.rand(2, 3, 64, 64)
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model)(images)
+    assert explained.graph_count == 1 and explained.graph_break_count == 0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = model(images)
+    model.load_state_dict(before)
+    found = compiled(images)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    sum(value.square().mean() for value in found.values()).backward()
+    assert all(value.grad is not None for value in model.parameters())

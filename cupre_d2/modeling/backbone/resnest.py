@@ -15,13 +15,14 @@ from functools import partial
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.conv_norm import ConvNorm
 from cupre_d2.modeling.deform import build_offset_conv, split_deformation
 from cupre_d2.modeling.norms import get_norm
 from cupre_d2.modeling.recompute import recomputed
@@ -53,9 +54,9 @@ class DeepStem(CNNBlockBase):
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__(3, 2 * width, 4)
-        self.conv1_1 = Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False, norm=norm(width))
-        self.conv1_2 = Conv2d(width, width, kernel_size=3, padding=1, bias=False, norm=norm(width))
-        self.conv1_3 = Conv2d(width, 2 * width, kernel_size=3, padding=1, bias=False, norm=norm(2 * width))
+        self.conv1_1 = ConvNorm(3, width, kernel_size=3, stride=2, padding=1, bias=False, norm=norm(width))
+        self.conv1_2 = ConvNorm(width, width, kernel_size=3, padding=1, bias=False, norm=norm(width))
+        self.conv1_3 = ConvNorm(width, 2 * width, kernel_size=3, padding=1, bias=False, norm=norm(2 * width))
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
             weight_init.c2_msra_fill(conv)
 
@@ -101,7 +102,7 @@ class Bottleneck(CNNBlockBase):
         self.deform_groups = deform_groups
         self.checkpoint = checkpoint
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
-        self.conv1 = Conv2d(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
+        self.conv1 = ConvNorm(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
         pools = avd and stride > 1
         stride_3x3 = 1 if pools else stride
         if deform_groups:
@@ -118,16 +119,16 @@ class Bottleneck(CNNBlockBase):
             gn_groups=gn_groups,
         )
         self.avd_layer = nn.AvgPool2d(3, stride, padding=1) if pools else nn.Identity()
-        self.conv3 = Conv2d(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
+        self.conv3 = ConvNorm(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
         layers = [self.conv1, self.conv3]
-        self.shortcut: Conv2d | None = None
+        self.shortcut: ConvNorm | None = None
         if in_channels != out_channels:
             self.shortcut_avgpool = (
                 nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
                 if avg_down and stride > 1
                 else nn.Identity()
             )
-            self.shortcut = Conv2d(
+            self.shortcut = ConvNorm(
                 in_channels,
                 out_channels,
                 kernel_size=1,
