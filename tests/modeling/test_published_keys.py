@@ -1,4 +1,4 @@
-"""Every key and shape of the published ResNeSt-200 cascades, plain and deformable, from the facts of shared/facts/cupre.md §3.
+"""Every key and shape of the published ResNeSt-200 cascades, plain and deformable (shared/facts/cupre.md §3).
 
 The list in resnest200_cascade_keys.txt was written by `published` below, from the facts' rules, without our network.
 """
