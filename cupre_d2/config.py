@@ -116,7 +116,9 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.CELL_COCO = CN()
     # Most detections an image that count, for each AR; AP is read at the last.
     cfg.TEST.CELL_COCO.MAX_DETS = (100, 500, 2000)
-    # Limits between small, medium and large, square pixels: 18² and 31².
+    # Limits between area ranges, square pixels; two, here 18² and 31², divide small, medium and large.
     cfg.TEST.CELL_COCO.AREA_LIMITS = (324, 961)
+    # Whether classes are told apart and the numbers averaged over them; if not, all are one, as COCO's useCats 0.
+    cfg.TEST.CELL_COCO.USE_CATS = True
     # Test images drawn with ground truth and predictions after an evaluation.
     cfg.TEST.OVERLAYS = 4

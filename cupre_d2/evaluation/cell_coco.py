@@ -1,44 +1,61 @@
-"""COCO-style evaluation with the changes of LIVECell's authors (areas and numbers of detections)."""
+"""COCO-style evaluation with the changes of LIVECell's authors (areas and numbers of detections).
 
-import json
+The numbers are pycocotools', as the tests show; the way to them is not. IoUs come from faster-coco-eval, image by image
+while predictions arrive, and of an image only its matches are kept, some 20 bytes a detection, neither masks nor IoUs:
+see `coco_matching` and `coco_scores`.
+"""
+
 import logging
-import os
-from collections import Counter, OrderedDict
+import re
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode, Instances
-from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as mask_util
+from faster_coco_eval import mask as fast_mask
+from tabulate import tabulate
 
-from cupre_d2.data.few_shot import get_records
-from cupre_d2.errors import ConfigError, DatasetError
+from cupre_d2.errors import ConfigError
+from cupre_d2.evaluation.cells import Detections, TrueCells
+from cupre_d2.evaluation.coco_matching import Matches, match
+from cupre_d2.evaluation.coco_scores import Scores, accumulate
+from cupre_d2.evaluation.coco_summary import Summary, area_names
+from cupre_d2.evaluation.image_results import ImageResults
+from cupre_d2.evaluation.results_file import ResultsFile
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "instances_results.json"
 TASKS = ("bbox", "segm")
-AREAS = ("all", "small", "medium", "large")
+# COCO's largest area, 1e5 squared.
+LARGEST = 1e10
+# The one category where categories are not told apart.
+ANY = -1
+
+# Matches of an image in a task, by category.
+ByCategory = dict[int, Matches]
+_LIVECELL_NAME = re.compile(r"([A-Za-z0-9]+)_Phase_")
 
 
 class CellCOCOEvaluator(DatasetEvaluator):
     """AP and AR of boxes and masks, in percent.
 
     LIVECell's changes to COCO: small, medium and large are divided at 18² and 31² pixels (a cell of just that area
-    counts in both, as in COCO); up to 2000 detections an image count, and AP is read at the last limit. Categories are
-    told apart; with one category this is LIVECell's useCats 0. For masks, a detection's area is its mask's. A true
-    cell's area is its mask's too: Detectron2's records do not keep the area that an annotation file states.
+    counts in both, as in COCO); up to 2000 detections an image count, and AP is read at the last limit. For masks, a
+    detection's area is its mask's. A true cell's area is the field "area" of its annotation, as in COCO; where records
+    have none, its mask's.
 
     Args:
         dataset_name: registered; its records are the ground truth.
         max_dets: ascending limits on detections an image; one AR each.
-        area_limits: small below the first, large above the second, square pixels.
+        area_limits: ascending limits between area ranges, square pixels.
+        use_cats: whether categories are told apart, and the numbers averaged over them; if not, all are one, as with
+            LIVECell's useCats 0. With one category it makes no difference.
         output_dir: where instances_results.json, COCO's results format, goes; None writes nothing.
 
     Raises:
@@ -50,224 +67,178 @@ class CellCOCOEvaluator(DatasetEvaluator):
         dataset_name: str,
         max_dets: Sequence[int] = (100, 500, 2000),
         area_limits: Sequence[float] = (324, 961),
+        use_cats: bool = True,
         output_dir: str | None = None,
     ) -> None:
         _check_ascending("TEST.CELL_COCO.MAX_DETS", max_dets)
-        _check_ascending("TEST.CELL_COCO.AREA_LIMITS", area_limits, length=2)
+        _check_ascending("TEST.CELL_COCO.AREA_LIMITS", area_limits)
         self._name = dataset_name
-        self._max_dets = list(max_dets)
-        small, large = area_limits
-        self._area_ranges = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
-        self._output_dir = output_dir
-        self._detections: list[tuple[Hashable, list[dict[str, Any]]]] = []
+        self._summary = Summary(tuple(max_dets), area_names(area_limits))
+        self._area_ranges = [(0, LARGEST), *pairwise([0, *area_limits, LARGEST])]
+        self._use_cats = use_cats
+        self._file = ResultsFile(Path(output_dir) / RESULTS_FILE) if output_dir else None
+        self._images: ImageResults[dict[str, ByCategory]] = ImageResults(dataset_name)
 
     def reset(self) -> None:
-        self._detections = []
+        self._images.reset()
+        if self._file:
+            self._file.start()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Matches the predictions of each image; errors as of `add`."""
         for image, output in zip(inputs, outputs, strict=True):
-            self._detections.append((image["image_id"], detections_to_coco(output["instances"], image["image_id"])))
+            self.add(image["image_id"], Detections.of_instances(output["instances"]))
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """{"bbox": {…}, "segm": {…}}, each AP, AP50, AP75, APs, APm, APl, AR<max_dets>…, ARs, ARm, ARl in percent.
-
-        NaN where there is no ground truth of an area; None on processes other than the first.
+    def add(self, image_id: Hashable, detections: Detections) -> None:
+        """Matches the detections of an image, such as a results file's.
 
         Raises:
-            DatasetError: an image_id that is not the data set's, or is there twice; unusable ground truth.
+            DatasetError: an image_id that is not the data set's; unusable ground truth.
         """
-        comm.synchronize()
-        gathered = list(chain.from_iterable(comm.gather(self._detections, dst=0)))
-        if not comm.is_main_process():
+        truth = TrueCells.of(self._images.record(image_id), self._name)
+        self._images.add(image_id, self._match(truth, detections))
+        if self._file:
+            self._file.write(self._with_original_categories(detections.to_results(image_id)))
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """{"bbox": {name: percent}, "segm": {…}}; None on processes other than the first.
+
+        - AP, AP50, AP75: mean precision over recalls, IoU thresholds (all of 0.50:0.05:0.95, or one) and categories.
+        - APs, APm, APl: AP in each area range; with other than two limits, AP_0_50, AP_50_inf, ….
+        - AR100, AR500, AR2000: recall at most so many detections an image; ARs, ARm, ARl: in each area range, at the last.
+        - AFNR: average false negative ratio, 100 - AR at the last limit.
+        - precision-IoU50 … IoU95 and recall-IoU50 …: at one IoU threshold, all areas, the last limit.
+        - AP-X, AP50-X, AP75-X, AR2000-X, AFNR-X: of category X, where there are several and use_cats; and of cell type X,
+          over its images alone, where records are of several. A record's type is its "cell_type", else what its file
+          name has before _Phase_, in lower case, as LIVECell's.
+
+        NaN where there is no ground truth of an area, category or type.
+
+        Raises:
+            DatasetError: an image_id is there twice; unusable ground truth.
+        """
+        gathered = self._images.gather()
+        if gathered is None:
             return None
-        records = get_records(self._name)
-        detections = self._number_images(records, gathered)
-        truth = COCO(records_to_coco(self._name, records))
-        self._log_unusual(truth, detections)
-        if self._output_dir:
-            self._write(list(chain.from_iterable(of_image for _, of_image in gathered)))
+        if self._file:
+            self._file.finish()
+        records = [record for record, _ in gathered]
+        nothing = Detections.of_results([], 0, 0)
+        images = [result or self._match(TrueCells.of(record, self._name), nothing) for record, result in gathered]
+        self._log_unusual(records, images)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         for task in TASKS:
-            results[task] = self._evaluate_task(truth, detections, task)
-            logger.info("%s, %s:\n%s", self._name, task, create_small_table(results[task]))
+            results[task] = self._evaluate_task(records, [image[task] for image in images])
+            self._log(task, results[task])
         return results
 
-    def _number_images(
-        self, records: Sequence[dict[str, Any]], gathered: Sequence[tuple[Hashable, list[dict[str, Any]]]]
-    ) -> list[dict[str, Any]]:
-        """All detections, with the image's number among the records (from 1) as image_id: COCO wants integers."""
-        _check_unique(f"dataset {self._name!r}", [record["image_id"] for record in records], "one record an image")
-        numbers = {record["image_id"]: number for number, record in enumerate(records, start=1)}
-        evaluated = [image_id for image_id, _ in gathered]
-        _check_unique(f"predictions on {self._name!r}", evaluated, "one prediction an image")
-        unknown = [image_id for image_id in evaluated if image_id not in numbers]
-        if unknown:
-            raise DatasetError(
-                f"predictions on {self._name!r}: {len(unknown)} images are not the data set's, e.g. image_id "
-                f"{unknown[0]!r}; expected ids such as {next(iter(numbers), None)!r}"
-            )
-        if len(evaluated) < len(records):
-            logger.warning(
-                "%s: %d of %d images were not evaluated; all their cells count as missed",
-                self._name,
-                len(records) - len(evaluated),
-                len(records),
-            )
-        return [{**d, "image_id": numbers[image_id]} for image_id, of_image in gathered for d in of_image]
+    def _match(self, truth: TrueCells, detections: Detections) -> dict[str, ByCategory]:
+        matches: dict[str, ByCategory] = {task: {} for task in TASKS}
+        for category in np.union1d(truth.categories, detections.categories).tolist() if self._use_cats else [ANY]:
+            of_truth, of_detections = _of_category(truth, category), _of_category(detections, category)
+            best = of_detections.best(self._summary.max_dets[-1])
+            for task in TASKS:
+                ious, areas = _measure(of_truth, best, task)
+                matches[task][category] = match(ious, best.scores, areas, of_truth.areas, of_truth.crowd, self._area_ranges)
+        return matches
 
-    def _evaluate_task(self, truth: COCO, detections: list[dict[str, Any]], task: str) -> dict[str, float]:
-        if task == "segm":
-            # Without boxes, the evaluation takes the area of the mask.
-            detections = [{key: value for key, value in d.items() if key != "bbox"} for d in detections]
-        evaluation = COCOeval_faster(truth, truth.loadRes(detections), task)
-        evaluation.params.maxDets = self._max_dets
-        evaluation.params.areaRng = self._area_ranges
-        evaluation.params.areaRngLbl = list(AREAS)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return self._summarise(evaluation.eval["precision"], evaluation.eval["recall"], evaluation.params.iouThrs)
-
-    def _summarise(self, precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray) -> dict[str, float]:
-        """Reads the numbers off precision (IoU x recall x class x area x maxDets) and recall (without the second)."""
-        values = {
-            "AP": _percent(precision[:, :, :, 0, -1]),
-            "AP50": _percent(precision[np.isclose(thresholds, 0.5), :, :, 0, -1]),
-            "AP75": _percent(precision[np.isclose(thresholds, 0.75), :, :, 0, -1]),
-        }
-        for index, area in enumerate(AREAS[1:], start=1):
-            values[f"AP{area[0]}"] = _percent(precision[:, :, :, index, -1])
-        for index, limit in enumerate(self._max_dets):
-            values[f"AR{limit}"] = _percent(recall[:, :, 0, index])
-        for index, area in enumerate(AREAS[1:], start=1):
-            values[f"AR{area[0]}"] = _percent(recall[:, :, index, -1])
+    def _evaluate_task(self, records: Sequence[dict[str, Any]], images: Sequence[ByCategory]) -> dict[str, float]:
+        by_category = self._accumulate(images)
+        values = self._summary.overall(list(by_category.values()))
+        if len(by_category) > 1:
+            for category, scores in by_category.items():
+                values |= self._summary.of_group(self._category_name(category), [scores])
+        types = [_cell_type(record) for record in records]
+        found = sorted({kind for kind in types if kind is not None})
+        for kind in found if len(found) > 1 else ():
+            of_type = [image for image, its_type in zip(images, types, strict=True) if its_type == kind]
+            values |= self._summary.of_group(kind, list(self._accumulate(of_type).values()))
         return values
 
-    def _log_unusual(self, truth: COCO, detections: Sequence[dict[str, Any]]) -> None:
-        cells = Counter(a["image_id"] for a in truth.dataset["annotations"] if not a["iscrowd"])
-        if not cells:
+    def _accumulate(self, images: Sequence[ByCategory]) -> dict[int, Scores]:
+        """By category with ground truth, as one without has neither AP nor AR; something undefined if there is none."""
+        found = sorted({category for image in images for category, matches in image.items() if matches.cells[0]})
+        return {
+            category: accumulate(
+                [image[category] for image in images if category in image], len(self._area_ranges), self._summary.max_dets
+            )
+            for category in found or [ANY]
+        }
+
+    def _category_name(self, category: int) -> str:
+        names = MetadataCatalog.get(self._name).get("thing_classes", [])
+        return names[category] if category < len(names) else str(category)
+
+    def _log(self, task: str, values: dict[str, float]) -> None:
+        overall = {name: value for name, value in values.items() if "-" not in name}
+        logger.info("%s, %s:\n%s", self._name, task, create_small_table(overall))
+        metrics = self._summary.group_metrics
+        groups = [name.removeprefix("AP-") for name in values if name.startswith("AP-")]
+        if groups:
+            rows = [[group, *(values[f"{metric}-{group}"] for metric in metrics)] for group in groups]
+            logger.info("%s, %s:\n%s", self._name, task, tabulate(rows, ["", *metrics], "pipe", floatfmt=".3f"))
+
+    def _log_unusual(self, records: Sequence[dict[str, Any]], images: Sequence[dict[str, ByCategory]]) -> None:
+        limit = self._summary.max_dets[-1]
+        matches = [list(image["bbox"].values()) for image in images]
+        if not any(of_category.cells[0] for image in matches for of_category in image):
             logger.warning("%s: no ground truth, so every number is NaN", self._name)
-        elif not detections:
+        elif not any(len(of_category.scores) for image in matches for of_category in image):
             logger.warning("%s: the model detects nothing, so every number is 0", self._name)
-        crowded = [count for count in cells.values() if count > self._max_dets[-1]]
-        if crowded:
+        # The limit holds for each category.
+        most = [max((int(of_category.cells[0]) for of_category in image), default=0) for image in matches]
+        if max(most, default=0) > limit:
             logger.warning(
                 "%s: %d images hold more cells (up to %d) than the %d detections an image that count",
                 self._name,
-                len(crowded),
-                max(crowded),
-                self._max_dets[-1],
+                sum(count > limit for count in most),
+                max(most),
+                limit,
+            )
+        untyped = [record["image_id"] for record in records if _cell_type(record) is None]
+        if 0 < len(untyped) < len(records):
+            logger.warning(
+                "%s: %d of %d images, the first %r, have no cell type; they count in the totals alone",
+                self._name,
+                len(untyped),
+                len(records),
+                untyped[0],
             )
 
-    def _write(self, detections: Sequence[dict[str, Any]]) -> None:
-        """Writes the detections under the image and category ids of the data set's own annotation file."""
-        assert self._output_dir is not None
+    def _with_original_categories(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With the category ids of the data set's own annotation file."""
         to_contiguous = MetadataCatalog.get(self._name).get("thing_dataset_id_to_contiguous_id", {})
         to_original = {contiguous: original for original, contiguous in to_contiguous.items()}
-        original = [{**d, "category_id": to_original.get(d["category_id"], d["category_id"])} for d in detections]
-        os.makedirs(self._output_dir, exist_ok=True)
-        with open(os.path.join(self._output_dir, RESULTS_FILE), "w") as file:
-            json.dump(original, file)
+        return [{**r, "category_id": to_original.get(r["category_id"], r["category_id"])} for r in results]
 
 
-def detections_to_coco(instances: Instances, image_id: Hashable) -> list[dict[str, Any]]:
-    """Detectron2's predicted instances of an image as COCO results: XYWH boxes, masks as RLE with str counts."""
-    instances = instances.to("cpu")
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    columns = zip(
-        boxes, instances.scores.tolist(), instances.pred_classes.tolist(), instances.pred_masks.numpy(), strict=True
-    )
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category,
-            "bbox": box,
-            "score": score,
-            # One at a time: a copy of all masks of a crowded image would be a gigabyte.
-            "segmentation": _with_text(mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))),
-        }
-        for box, score, category, mask in columns
-    ]
+def _of_category(cells: Any, category: int) -> Any:
+    """The cells of a category; of any, those of lower categories first, as pycocotools has them without useCats."""
+    if category == ANY:
+        return cells[np.argsort(cells.categories, kind="stable")]
+    return cells[np.flatnonzero(cells.categories == category)]
 
 
-def records_to_coco(name: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Records as a COCO data set; images are numbered from 1 in order, categories as in the records.
-
-    Args:
-        name: the data set's, for errors.
-
-    Raises:
-        DatasetError: an annotation whose segmentation is missing, malformed or of another size than the image.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, record in enumerate(records, start=1):
-        images.append({"id": number, "height": record["height"], "width": record["width"]})
-        for index, annotation in enumerate(record.get("annotations", ())):
-            try:
-                rle = to_rle(annotation.get("segmentation"), record["height"], record["width"])
-            except ValueError as error:
-                raise DatasetError(
-                    f"dataset {name!r}: image_id {record['image_id']!r}, annotation {index}, field segmentation: "
-                    f"{error}; expected polygons or an RLE of the image's size"
-                ) from error
-            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": annotation["category_id"],
-                    "bbox": [float(value) for value in box],
-                    "area": float(mask_util.area(rle)),
-                    "iscrowd": int(annotation.get("iscrowd", 0)),
-                    "segmentation": _with_text(rle),
-                }
-            )
-    # A category without ground truth has neither AP nor AR, so that the data set's full list of classes isn't needed.
-    categories = [{"id": category, "name": str(category)} for category in sorted({a["category_id"] for a in annotations})]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+def _measure(truth: TrueCells, detections: Detections, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """IoUs, detections x true cells, and the areas of the detections."""
+    found: Any
+    true: Any
+    if task == "bbox":
+        found, true = detections.boxes, truth.boxes
+        areas = found[:, 2] * found[:, 3]
+    else:
+        found, true = detections.masks, truth.masks
+        areas = fast_mask.area(found).astype(np.float64)
+    if not len(truth) or not len(detections):
+        return np.zeros((len(detections), len(truth))), areas
+    return fast_mask.iou(found, true, truth.crowd.astype(int).tolist()), areas
 
 
-def to_rle(segmentation: Mapping[str, Any] | Sequence[Sequence[float]] | None, height: int, width: int) -> dict[str, Any]:
-    """Polygons, or an RLE of any of COCO's kinds, as one compressed RLE.
-
-    Raises:
-        ValueError: neither, or an RLE of another size than height x width.
-    """
-    if not segmentation:
-        raise ValueError("is missing or empty")
-    if isinstance(segmentation, Mapping):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"is an RLE of size {segmentation.get('size')} for an image of {[height, width]}")
-        if isinstance(segmentation["counts"], str | bytes):
-            return dict(segmentation)
-        return mask_util.frPyObjects(dict(segmentation), height, width)
-    try:
-        return mask_util.merge(mask_util.frPyObjects([list(polygon) for polygon in segmentation], height, width))
-    except Exception as error:  # pycocotools raises bare Exceptions.
-        raise ValueError(f"is no list of polygons ({error})") from error
+def _cell_type(record: Mapping[str, Any]) -> str | None:
+    name = _LIVECELL_NAME.match(PurePath(record["file_name"]).name)
+    return record.get("cell_type") or (name[1].lower() if name else None)
 
 
-def _with_text(rle: Mapping[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return {**rle, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
-
-
-def _percent(values: np.ndarray) -> float:
-    """Mean of what is defined; -1 marks what is not."""
-    valid = values[values > -1]
-    return float(100 * valid.mean()) if valid.size else float("nan")
-
-
-def _check_ascending(key: str, values: Sequence[float], length: int | None = None) -> None:
-    ascending = all(a < b for a, b in pairwise([0, *values]))
-    if not values or not ascending or (length is not None and len(values) != length):
-        count = "" if length is None else f"{length} "
-        raise ConfigError(f"{key} {tuple(values)}: expected {count}positive numbers in ascending order")
-
-
-def _check_unique(what: str, image_ids: Sequence[Hashable], expected: str) -> None:
-    repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
-    if repeated:
-        raise DatasetError(
-            f"{what}: {len(repeated)} image_ids are there more than once, e.g. {repeated[0]!r}; expected {expected}"
-        )
+def _check_ascending(key: str, values: Sequence[float]) -> None:
+    if not values or not all(a < b for a, b in pairwise([0, *values])):
+        raise ConfigError(f"{key} {tuple(values)}: expected positive numbers in ascending order")

@@ -20,7 +20,7 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import read_record
-from cupre_d2.evaluation.cell_coco import to_rle
+from cupre_d2.evaluation.masks import to_rle
 
 logger = logging.getLogger(__name__)
 

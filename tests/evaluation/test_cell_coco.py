@@ -1,7 +1,12 @@
+import contextlib
+import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +17,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as mask_util
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from cupre_d2.errors import ConfigError, DatasetError
 from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
+from cupre_d2.evaluation.cells import Detections
+from tests.evaluation.pycocotools_numbers import of_group, run_pycocotools, summarise
 
 SIZE = 80
 NAME = "cell_coco_test"
+LIVECELL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "livecell/annotations/LIVECell")
 AREA_RANGES = [[0, 1e10], [0, 324], [324, 961], [961, 1e10]]
 
 Record = dict[str, Any]
@@ -29,6 +37,12 @@ Record = dict[str, Any]
 def disc(x: float, y: float, radius: float) -> np.ndarray:
     rows, columns = np.mgrid[:SIZE, :SIZE]
     return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+def rectangle(column: int, row: int, width: int, height: int) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[9 * row : 9 * row + height, 9 * column : 9 * column + width] = True
+    return mask
 
 
 def box_of(mask: np.ndarray) -> list[float]:
@@ -109,27 +123,22 @@ def random_scene(seed: int, images: int = 4, classes: int = 3) -> tuple[list[Rec
     return records, predictions
 
 
-def with_pycocotools(
-    records: list[Record], predictions: dict[Any, Instances], task: str, max_dets: list[int]
-) -> dict[str, float]:
-    """The same numbers by the official implementation, from scratch."""
-    images = [{"id": number, "height": SIZE, "width": SIZE} for number, _ in enumerate(records)]
+def to_coco(
+    records: list[Record], predictions: dict[Any, Instances], classes: int = 3
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and detections as COCO's JSON."""
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
     for number, item in enumerate(records):
         for a in item["annotations"]:
             x0, y0, x1, y1 = a["bbox"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": a["category_id"],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": float(mask_util.decode(a["segmentation"]).sum()),
-                    "iscrowd": a["iscrowd"],
-                    "segmentation": a["segmentation"],
-                }
-            )
+            changed = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": a.get("area", float(mask_util.decode(a["segmentation"]).sum())),
+            }
+            annotations.append(a | changed)
         found = predictions[item["image_id"]]
         for box, score, category, mask in zip(
             found.pred_boxes.tensor.tolist(),
@@ -138,49 +147,198 @@ def with_pycocotools(
             found.pred_masks,
             strict=True,
         ):
-            detection = {"image_id": number, "category_id": category, "score": score}
-            if task == "bbox":
-                detection["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            else:
-                detection["segmentation"] = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
-            detections.append(detection)
-    truth = COCO()
-    truth.dataset = {
+            detections.append(
+                {
+                    "image_id": number,
+                    "category_id": category,
+                    "score": score,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "segmentation": mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8)),
+                }
+            )
+    truth = {
         "info": {},
-        "images": images,
+        "images": [{"id": number, "height": SIZE, "width": SIZE} for number, _ in enumerate(records)],
         "annotations": annotations,
-        "categories": [{"id": category, "name": str(category)} for category in range(3)],
+        "categories": [{"id": category, "name": str(category)} for category in range(classes)],
     }
-    truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(detections), task)
-    evaluation.params.maxDets = max_dets
-    evaluation.params.areaRng = AREA_RANGES
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    return truth, detections
 
-    def percent(values: np.ndarray) -> float:
-        return 100 * np.mean(values[values > -1]) if (values > -1).any() else math.nan
 
-    values = {"AP": percent(precision[:, :, :, 0, 2]), "AP50": percent(precision[0, :, :, 0, 2])}
-    values["AP75"] = percent(precision[5, :, :, 0, 2])
-    values |= {f"AP{area}": percent(precision[:, :, :, i, 2]) for i, area in enumerate("sml", start=1)}
-    values |= {f"AR{limit}": percent(recall[:, :, 0, i]) for i, limit in enumerate(max_dets)}
-    values |= {f"AR{area}": percent(recall[:, :, i, 2]) for i, area in enumerate("sml", start=1)}
+def expect(
+    records: list[Record],
+    predictions: dict[Any, Instances],
+    task: str,
+    max_dets: Sequence[int] = (100, 500, 2000),
+    limits: Sequence[float] = (324, 961),
+    names: Sequence[str] = ("s", "m", "l"),
+    use_cats: bool = True,
+) -> dict[str, float]:
+    """All numbers by the official implementation; of categories too, but not of cell types."""
+    truth, detections = to_coco(records, predictions)
+    bounds = [0, *limits, 1e10]
+    ranges = [[0, 1e10], *zip(bounds, bounds[1:], strict=False)]
+    precision, recall = run_pycocotools(truth, detections, task, max_dets, ranges, use_cats)
+    values = summarise(precision, recall, max_dets, names)
+    defined = [k for k in range(precision.shape[2]) if (recall[:, k, 0] > -1).any()]
+    if len(defined) > 1:
+        for k in defined:
+            of_class = summarise(precision[:, :, k : k + 1], recall[:, k : k + 1], max_dets, names)
+            values |= of_group(str(k), of_class, max_dets[-1])
     return values
 
 
+@pytest.mark.parametrize("use_cats", [True, False])
 @pytest.mark.parametrize("max_dets", [[100, 500, 2000], [2, 5, 9]])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_pycocotools(registered, seed: int, max_dets: list[int]) -> None:
+def test_equals_pycocotools(registered, seed: int, max_dets: list[int], use_cats: bool) -> None:
     records, predictions = random_scene(seed)
     registered(records)
-    results = run(CellCOCOEvaluator(NAME, max_dets), predictions)
+    results = run(CellCOCOEvaluator(NAME, max_dets, use_cats=use_cats), predictions)
     for task in ("bbox", "segm"):
-        expected = with_pycocotools(records, predictions, task, max_dets)
+        expected = expect(records, predictions, task, max_dets, use_cats=use_cats)
         assert list(results[task]) == list(expected)
         assert results[task] == pytest.approx(expected, abs=1e-9, nan_ok=True)
         assert 5 < results[task]["AP"] < 95
+
+
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [([50], ["_0_50", "_50_inf"]), ([40.5, 200, 400, 900], ["_0_40.5", "_40.5_200", "_200_400", "_400_900", "_900_inf"])],
+)
+def test_any_area_limits(registered, limits: list[float], names: list[str]) -> None:
+    records, predictions = random_scene(11)
+    registered(records)
+    results = run(CellCOCOEvaluator(NAME, area_limits=limits), predictions)
+    for task in ("bbox", "segm"):
+        expected = expect(records, predictions, task, limits=limits, names=names)
+        assert results[task] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@given(data=st.data(), max_dets=st.sampled_from([(100, 500, 2000), (1, 3), (4,)]), use_cats=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_equals_pycocotools_on_rectangles(data: st.DataObject, max_dets: tuple[int, ...], use_cats: bool) -> None:
+    """Few sizes, places and scores: full of equal IoUs, IoUs on a threshold, equal scores, repeated cells and crowds."""
+    place = st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([2, 4, 9, 18, 20]), st.sampled_from([4, 18, 31]))
+    records, predictions = [], {}
+    for image_id in data.draw(st.permutations(range(3))):
+        cells = data.draw(st.lists(st.tuples(place, st.integers(0, 1), st.booleans(), st.booleans()), max_size=6))
+        annotations = [annotation(rectangle(*where), category, int(crowd)) for where, category, crowd, _ in cells]
+        for one, (_, _, _, states_area) in zip(annotations, cells, strict=True):
+            one |= {"area": 324.0} if states_area else {}
+        found = data.draw(st.lists(st.tuples(place, st.integers(0, 1), st.sampled_from([0.25, 0.5, 0.75])), max_size=8))
+        # pycocotools refuses an empty list.
+        found = found or [((0, 0, 4, 4), 0, 0.5)]
+        records.append(record(image_id, annotations))
+        predictions[image_id] = detected(
+            [rectangle(*where) for where, _, _ in found], [score for _, _, score in found], [c for _, c, _ in found]
+        )
+    DatasetCatalog.register(NAME, lambda: records)
+    try:
+        results = run(CellCOCOEvaluator(NAME, max_dets, use_cats=use_cats), predictions)
+    finally:
+        DatasetCatalog.pop(NAME)
+        MetadataCatalog.pop(NAME, None)
+    # pycocotools goes by the ids of images.
+    records.sort(key=lambda item: item["image_id"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        for task in ("bbox", "segm"):
+            expected = expect(records, predictions, task, max_dets, use_cats=use_cats)
+            assert results[task] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not LIVECELL.is_dir(), reason="no livecell")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_equals_pycocotools_on_livecell(registered, split: str) -> None:
+    """LIVECell's polygons, boxes and areas; detections are its cells moved, repeated and left out."""
+    truth = json.loads((LIVECELL / f"livecell_coco_{split}.json").read_text())
+    cells_of = Counter(a["image_id"] for a in truth["annotations"])
+    # Those with fewest cells, as pycocotools takes its time.
+    truth["images"] = sorted(truth["images"], key=lambda image: cells_of[image["id"]])[:2]
+    ids = {image["id"] for image in truth["images"]}
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in ids]
+    rng = np.random.default_rng(0)
+    detections = []
+    for a in truth["annotations"]:
+        for _ in range(rng.choice([0, 1, 1, 1, 2])):
+            dx, dy = rng.normal(0, 1.5, 2)
+            polygon = (np.array(a["segmentation"][0]).reshape(-1, 2) + (dx, dy)).ravel().tolist()
+            rle = mask_util.frPyObjects([polygon], 520, 704)[0]
+            box = [a["bbox"][0] + dx, a["bbox"][1] + dy, *a["bbox"][2:]]
+            score = round(rng.random(), 2)
+            detections.append(
+                {"image_id": a["image_id"], "category_id": 1, "bbox": box, "score": score, "segmentation": rle}
+            )
+    records = []
+    for image in truth["images"]:
+        cells = [a | {"bbox_mode": BoxMode.XYWH_ABS} for a in truth["annotations"] if a["image_id"] == image["id"]]
+        records.append(image | {"image_id": image["id"], "annotations": cells})
+    registered(records)
+    evaluator = CellCOCOEvaluator(NAME)
+    evaluator.reset()
+    for image in truth["images"]:
+        of_image = [d for d in detections if d["image_id"] == image["id"]]
+        evaluator.add(image["id"], Detections.of_results(of_image, 520, 704))
+    results = evaluator.evaluate()
+    assert results is not None
+    for task in ("bbox", "segm"):
+        numbers = run_pycocotools(truth, detections, task, (100, 500, 2000), AREA_RANGES)
+        expected = summarise(*numbers, (100, 500, 2000), "sml")
+        # The images are of several cell types.
+        of_all = {name: value for name, value in results[task].items() if name in expected}
+        assert of_all == pytest.approx(expected, abs=1e-9)
+        assert 5 < of_all["APs"] < 95
+
+
+def test_of_each_cell_type(registered) -> None:
+    """As if its images were a data set of their own."""
+    records, predictions = random_scene(3, images=5, classes=1)
+    kinds = ["a", "b", "a", None, "b"]
+    for item, kind in zip(records, kinds, strict=True):
+        item |= {"cell_type": kind} if kind else {}
+    registered(records)
+    results = run(CellCOCOEvaluator(NAME), predictions)
+    for task in ("bbox", "segm"):
+        expected = expect(records, predictions, task)
+        for kind in ("a", "b"):
+            alone = [item for item in records if item.get("cell_type") == kind]
+            expected |= of_group(kind, expect(alone, predictions, task), 2000)
+        assert results[task] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        assert results[task]["AP-a"] != pytest.approx(results[task]["AP-b"], abs=1)
+
+
+def test_cell_types_in_livecells_file_names(registered, caplog: pytest.LogCaptureFixture) -> None:
+    files = ["/x/BV2_Phase_A1_1.tif", "/x/SkBr3_Phase_B2.tif", "/x/other.tif"]
+    cell = annotation(disc(20, 20, 10))
+    registered([record(number, [cell]) | {"file_name": file} for number, file in enumerate(files)])
+    found = detected([disc(20, 20, 10)], [0.9], [0])
+    results = run(CellCOCOEvaluator(NAME), {0: found, 1: detected([], [], []), 2: found})
+    assert results["segm"]["AP-bv2"] == pytest.approx(100)
+    assert results["segm"]["AFNR-skbr3"] == pytest.approx(100)
+    assert results["segm"]["AR2000"] == pytest.approx(200 / 3)
+    assert "1 of 3 images, the first 2, have no cell type" in caplog.text
+
+
+def test_categories_are_called_by_their_names(registered) -> None:
+    registered([record(0, [annotation(disc(20, 20, 10), 0), annotation(disc(50, 50, 10), 1)])])
+    MetadataCatalog.get(NAME).thing_classes = ["round", "long"]
+    results = run(CellCOCOEvaluator(NAME), {0: detected([disc(20, 20, 10)], [0.9], [0])})
+    assert (results["segm"]["AP-round"], results["segm"]["AP-long"]) == (pytest.approx(100), 0)
+
+
+def test_keeps_neither_masks_nor_ious(registered) -> None:
+    """What is kept of an image, and sent by each process, is about 20 bytes a detection and task."""
+    masks = [disc(5 + 7 * column, 5 + 7 * row, 3) for row in range(11) for column in range(11)]
+    registered([record(n, [annotation(mask) for mask in masks]) for n in range(3)])
+    evaluator = CellCOCOEvaluator(NAME)
+    evaluator.reset()
+    sizes = []
+    for number in range(3):
+        evaluator.process([{"image_id": number}], [{"instances": detected(masks, [0.5] * 121, [0] * 121)}])
+        sizes.append(len(pickle.dumps(evaluator._images._results)))
+    # An image's 121 x 121 IoUs alone are 117 kB, its masks as text 10 kB.
+    assert sizes[2] - sizes[1] < 2 * 121 * 20 + 1000
 
 
 def test_order_of_images_does_not_matter(registered) -> None:
@@ -211,7 +369,8 @@ def test_perfect_predictions_are_100_percent_whatever_the_form_of_the_truth(regi
     results = run(CellCOCOEvaluator(NAME), predictions)
     for task in ("bbox", "segm"):
         values = {key: value for key, value in results[task].items() if not math.isnan(value)}
-        assert values == pytest.approx(dict.fromkeys(values, 100.0))
+        perfect = {key: 0.0 if key.startswith("AFNR") else 100.0 for key in values}
+        assert values == pytest.approx(perfect)
         assert {"AP", "AR100", "AR2000", "APs", "APm"} <= values.keys()
 
 
@@ -225,7 +384,9 @@ def test_without_detections_everything_is_zero(registered, caplog: pytest.LogCap
     registered([record("a", [annotation(disc(20, 20, 8)), annotation(disc(50, 50, 14)), annotation(disc(40, 40, 30))])])
     with caplog.at_level(logging.WARNING):
         results = run(CellCOCOEvaluator(NAME), {"a": detected([], [], [])})
-    assert set(results["bbox"].values()) == set(results["segm"].values()) == {0.0}
+    for task in ("bbox", "segm"):
+        assert results[task].pop("AFNR") == 100
+        assert set(results[task].values()) == {0.0}
     assert "detects nothing" in caplog.text
     print_csv_format(results)
 
@@ -321,6 +482,41 @@ def test_processes_are_gathered_on_the_first(registered, monkeypatch: pytest.Mon
     assert results is not None and results["segm"]["AR100"] == pytest.approx(100)
 
 
+def _evaluate_every_second(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    records, predictions = random_scene(5, images=7)
+    DatasetCatalog.register(NAME, lambda: records)
+    mine = {image_id: found for number, (image_id, found) in enumerate(predictions.items()) if number % 2 == rank}
+    evaluator = CellCOCOEvaluator(NAME, output_dir=folder)
+    evaluator.reset()
+    for image_id, instances in mine.items():
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    Path(folder, f"{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_good_as_one(registered, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_evaluate_every_second, (str(tmp_path),), nprocs=2)
+    records, predictions = random_scene(5, images=7)
+    registered(records)
+    alone = run(CellCOCOEvaluator(NAME), predictions)
+    together = json.loads((tmp_path / "0.json").read_text())
+    assert together == {task: pytest.approx(values, nan_ok=True) for task, values in alone.items()}
+    assert json.loads((tmp_path / "1.json").read_text()) is None
+    written = json.loads((tmp_path / "instances_results.json").read_text())
+    assert len(written) == sum(len(instances) for instances in predictions.values())
+    assert not list(tmp_path.glob("*.part*")) and not list(tmp_path.glob(".*"))
+
+
+def test_an_empty_results_file(registered, tmp_path: Path) -> None:
+    registered([record(0, [annotation(disc(20, 20, 10))])])
+    for _ in range(2):
+        run(CellCOCOEvaluator(NAME, output_dir=str(tmp_path)), {0: detected([], [], [])})
+        assert json.loads((tmp_path / "instances_results.json").read_text()) == []
+
+
 def test_images_not_evaluated_are_missed_cells_and_said(registered, caplog: pytest.LogCaptureFixture) -> None:
     registered([record(n, [annotation(disc(20, 20, 10))]) for n in range(2)])
     results = run(CellCOCOEvaluator(NAME), {0: detected([disc(20, 20, 10)], [0.9], [0])})
@@ -330,9 +526,9 @@ def test_images_not_evaluated_are_missed_cells_and_said(registered, caplog: pyte
 
 def test_unknown_image(registered) -> None:
     registered([record("a", [annotation(disc(20, 20, 10))])])
-    with pytest.raises(DatasetError, match="image_id 'b'; expected ids such as 'a'"):
+    with pytest.raises(DatasetError, match="image_id 'b' is not the data set's; expected ids such as 'a'"):
         run(CellCOCOEvaluator(NAME), {"b": detected([], [], [])})
-    with pytest.raises(DatasetError, match="image_id 1;"):
+    with pytest.raises(DatasetError, match="image_id 1 is not"):
         run(CellCOCOEvaluator(NAME), {1: detected([], [], [])})
 
 
