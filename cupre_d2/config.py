@@ -112,6 +112,8 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_evaluation(cfg: CN) -> None:
+    # What is measured on DATASETS.TEST: "cell_coco" (AP and AR), "labels" (DSB2018 score, AJI, panoptic quality, F1).
+    cfg.TEST.EVALUATORS = ("cell_coco",)
     # COCO-style evaluation with the changes of LIVECell's authors.
     cfg.TEST.CELL_COCO = CN()
     # Most detections an image that count, for each AR; AP is read at the last.
@@ -120,5 +122,12 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.CELL_COCO.AREA_LIMITS = (324, 961)
     # Whether classes are told apart and the numbers averaged over them; if not, all are one, as COCO's useCats 0.
     cfg.TEST.CELL_COCO.USE_CATS = True
+    # Metrics of label images, which know no scores. Detections below this score are left out.
+    cfg.TEST.LABELS = CN()
+    cfg.TEST.LABELS.SCORE_THRESHOLD = 0.5
+    # IoUs at which precision, recall, F1 and accuracy are counted.
+    cfg.TEST.LABELS.IOU_THRESHOLDS = (0.5, 0.75, 0.9)
+    # Whether an IoU of just such a threshold is a match. The DSB2018 score and panoptic quality have their own rule: no.
+    cfg.TEST.LABELS.TIES_MATCH = True
     # Test images drawn with ground truth and predictions after an evaluation.
     cfg.TEST.OVERLAYS = 4

@@ -1,0 +1,38 @@
+"""The evaluators that a config asks for."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+
+from cupre_d2.errors import ConfigError
+from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
+from cupre_d2.evaluation.label_evaluator import LabelEvaluator
+
+
+def build_evaluators(cfg: CfgNode, name: str) -> list[DatasetEvaluator]:
+    """Those of TEST.EVALUATORS for a data set of DATASETS.TEST; raises ConfigError for settings that cannot be."""
+    makers = {"cell_coco": _cell_coco, "labels": _labels}
+    unknown = [kind for kind in cfg.TEST.EVALUATORS if kind not in makers]
+    if unknown or not cfg.TEST.EVALUATORS:
+        raise ConfigError(f"TEST.EVALUATORS {tuple(cfg.TEST.EVALUATORS)}: expected one or more of {', '.join(makers)}")
+    return [makers[kind](cfg, name) for kind in dict.fromkeys(cfg.TEST.EVALUATORS)]
+
+
+def _cell_coco(cfg: CfgNode, name: str) -> DatasetEvaluator:
+    return CellCOCOEvaluator(
+        name,
+        max_dets=cfg.TEST.CELL_COCO.MAX_DETS,
+        area_limits=cfg.TEST.CELL_COCO.AREA_LIMITS,
+        use_cats=cfg.TEST.CELL_COCO.USE_CATS,
+        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
+    )
+
+
+def _labels(cfg: CfgNode, name: str) -> DatasetEvaluator:
+    return LabelEvaluator(
+        name,
+        score_threshold=cfg.TEST.LABELS.SCORE_THRESHOLD,
+        iou_thresholds=cfg.TEST.LABELS.IOU_THRESHOLDS,
+        ties_match=cfg.TEST.LABELS.TIES_MATCH,
+    )
