@@ -137,8 +137,8 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
 
 
 def _check_same(stage: Stage, saved: dict[str, Any]) -> None:
-    before = _comparable(saved)
-    now = _comparable(yaml.safe_load(stage.cfg.dump()))
+    before = comparable(saved)
+    now = comparable(yaml.safe_load(stage.cfg.dump()))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         shown = "; ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in changed[:5])
@@ -149,7 +149,8 @@ def _check_same(stage: Stage, saved: dict[str, Any]) -> None:
         )
 
 
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage that decide what is trained, flat; paths in the pipeline's OUTPUT_DIR relative to it."""
     root = os.path.dirname(config["OUTPUT_DIR"])
     flat = _flatten(config)
     for key in FREE_KEYS:
@@ -161,7 +162,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -76,7 +76,7 @@ def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> N
             "stages": [asdict(record) for record in records],
             "seconds": sum(record.seconds for record in records),
             "command": sys.argv,
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **versions()},
             "device": torch.cuda.get_device_name()
             if torch.cuda.is_available()
             else f"{torch.get_num_threads()} CPU threads",
@@ -85,7 +85,8 @@ def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> N
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python's packages that decide results, as installed."""
     found = {}
     for name in DISTRIBUTIONS:
         try:

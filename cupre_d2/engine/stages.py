@@ -49,7 +49,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(matches)}?" if matches else f"known: {', '.join(sorted(known))}"
 
 
-def load_stages(config_file: str, opts: Sequence[str] = ()) -> tuple[str, list[Stage]]:
+def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[Stage]]:
     """Reads a pipeline's or a stage's config.
 
     What applies to a stage, later over earlier: the defaults, the stage's YAML, the keys of the pipeline's YAML, its

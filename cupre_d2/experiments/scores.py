@@ -1,0 +1,85 @@
+"""The numbers of an experiment: what is chosen on validation images, what is read on test images, and their spread."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupre_d2.engine.results import Metrics, write_json
+from cupre_d2.errors import CupreError
+from cupre_d2.experiments.grid import Cell
+from cupre_d2.experiments.tasks import Task
+
+# What decides between learning rates.
+DECIDING = ("segm", "AP")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell with its numbers.
+
+    Attributes:
+        validation, test: {"bbox" or "segm": {name: percent}}.
+    """
+
+    cell: Cell
+    validation: Metrics
+    test: Metrics
+
+    def value(self, task: str, metric: str) -> float:
+        """Percent, on the test images; NaN where it is not defined."""
+        value = self.test[task].get(metric)
+        return float("nan") if value is None else value
+
+
+def choose(dataset: str, tasks: Mapping[Cell, Task]) -> dict[tuple[str, float], float]:
+    """The learning rate of each (arm, percent) with the best mask AP on the validation images; of equal ones the lowest."""
+    best: dict[tuple[str, float], tuple[float, float]] = {}
+    for cell, task in sorted(tasks.items(), key=lambda item: item[0].learning_rate):
+        score = validation(dataset, task)[DECIDING[0]].get(DECIDING[1])
+        score = -1.0 if score is None or math.isnan(score) else score
+        key = (cell.arm, cell.percent)
+        if key not in best or score > best[key][0]:
+            best[key] = (score, cell.learning_rate)
+    return {key: rate for key, (_, rate) in best.items()}
+
+
+def validation(dataset: str, task: Task) -> Metrics:
+    """What a finished fine-tuning reached on the validation images."""
+    record = task.record()
+    if record is None:
+        raise CupreError(f"{task.key}: not finished")
+    return record.metrics[f"{dataset}_val"]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (of a sample; NaN for one value).
+
+    >>> mean_and_spread([1.0, 3.0])
+    (2.0, 1.4142135623730951)
+    """
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def paired(rows: Sequence[Row], arm: str, other: str, task: str, metric: str) -> list[float]:
+    """Differences arm - other between runs of the same fraction and seed, percent points."""
+    by_pair = {(row.cell.arm, row.cell.percent, row.cell.seed): row.value(task, metric) for row in rows}
+    pairs = [(percent, seed) for name, percent, seed in by_pair if name == arm]
+    return [
+        by_pair[arm, percent, seed] - by_pair[other, percent, seed]
+        for percent, seed in pairs
+        if (other, percent, seed) in by_pair
+    ]
+
+
+def save(path: Path, rows: Sequence[Row], **more: Any) -> None:
+    """Every number as JSON."""
+    write_json(
+        path,
+        {
+            **more,
+            "runs": [{**vars(row.cell), "validation": row.validation, "test": row.test} for row in rows],
+        },
+    )

@@ -1,0 +1,164 @@
+"""Stages as tasks that several pipelines share: two stages of one config and one start are one task."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cupre_d2.engine.pipeline import comparable, trainer_class
+from cupre_d2.engine.results import Metrics, StageRecord
+from cupre_d2.engine.stages import Stage
+
+TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
+WEIGHTS = ("WEIGHTS", "BACKBONE_WEIGHTS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage to train in a folder of its own, named by what it is trained from.
+
+    Attributes:
+        key: `<stage>-<hash>` of the config and of the tasks before it.
+        config: YAML of the stage, complete; its OUTPUT_DIR is `folder`.
+        needs: keys of the tasks whose checkpoints it starts from.
+    """
+
+    key: str
+    stage: str
+    trainer: str
+    folder: Path
+    config: str
+    needs: tuple[str, ...]
+    iterations: int
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / f"{self.stage}.yaml"
+
+    @property
+    def stage_folder(self) -> Path:
+        return self.folder / f"1_{self.stage}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.stage_folder / "model_final.pth"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "output.txt"
+
+    def record(self) -> StageRecord | None:
+        """What was measured when it was finished."""
+        return StageRecord.read(self.stage_folder)
+
+    def finished(self) -> bool:
+        return self.record() is not None
+
+    def prepare(self) -> list[str]:
+        """Writes the config; the command line that trains it, which resumes, and can be run by hand."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(self.config)
+        return [sys.executable, str(TRAIN_NET), "--config-file", str(self.config_file)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The checkpoint of a finished task on another data set; done once, then read from the task's folder."""
+
+    task: Task
+    dataset: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.task.key} on {self.dataset}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def folder(self) -> Path:
+        return self.task.folder / self.dataset
+
+    @property
+    def log(self) -> Path:
+        return self.task.folder / f"{self.dataset}.txt"
+
+    @property
+    def _results(self) -> Path:
+        return self.folder / "evaluation.json"
+
+    def finished(self) -> bool:
+        return self._results.is_file()
+
+    def prepare(self) -> list[str]:
+        command = [*self.task.prepare(), "--eval-only", "OUTPUT_DIR", str(self.folder)]
+        return [*command, "MODEL.WEIGHTS", str(self.task.checkpoint), "DATASETS.TEST", f"('{self.dataset}',)"]
+
+    def metrics(self) -> Metrics:
+        """{"bbox" or "segm": {name: percent}}."""
+        return json.loads(self._results.read_text())["metrics"][self.dataset]
+
+
+class TaskList:
+    """All tasks of an experiment; adding a pipeline adds those of its stages that are not there yet.
+
+    Args:
+        root: the tasks' folders go below it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tasks: dict[str, Task] = {}
+        self._planned: dict[str, int] = {}
+
+    def add(self, stages: Sequence[Stage]) -> Task:
+        """Adds a pipeline; returns its last task.
+
+        Raises:
+            CupreError: as the trainer's `plan`, before anything trains.
+        """
+        made: dict[str, Task] = {}
+        for stage in stages:
+            made[str(stage.final_checkpoint)] = self._task(stage, made)
+        last = made[str(stages[-1].final_checkpoint)]
+        # What no later stage starts from is of no use to the last.
+        for task in self._with_needs(last, made.values()):
+            self.tasks.setdefault(task.key, task)
+        return last
+
+    def _with_needs(self, last: Task, made: Iterable[Task]) -> list[Task]:
+        by_key = {task.key: task for task in made}
+        wanted, found = [last.key], []
+        while wanted:
+            task = by_key[wanted.pop()]
+            found.append(task)
+            wanted += task.needs
+        return found[::-1]
+
+    def _task(self, stage: Stage, made: dict[str, Task]) -> Task:
+        cfg = stage.cfg.clone()
+        cfg.defrost()
+        settings = comparable(cfg)
+        needs = []
+        for name in WEIGHTS:
+            if before := made.get(cfg.MODEL[name]):
+                needs.append(before.key)
+                settings[f"MODEL.{name}"] = before.key
+                cfg.MODEL[name] = str(before.checkpoint)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        key = f"{stage.name}-{digest}"
+        cfg.OUTPUT_DIR = str(self.root / key)
+        if key not in self._planned:
+            self._planned[key] = trainer_class(stage).plan(stage.cfg)
+        return Task(
+            key=key,
+            stage=stage.name,
+            trainer=cfg.TRAINER,
+            folder=self.root / key,
+            config=cfg.dump(),
+            needs=tuple(dict.fromkeys(needs)),
+            iterations=self._planned[key],
+        )

@@ -1,0 +1,109 @@
+"""Tasks that pipelines share, and what makes two stages one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cupre_d2.engine import pipeline
+from cupre_d2.engine.results import write_json
+from cupre_d2.engine.stages import load_stages
+from cupre_d2.experiments.tasks import Evaluation, TaskList
+
+MINI = "configs/mini"
+
+
+class Planner:
+    @staticmethod
+    def plan(cfg: object) -> int:
+        return 7
+
+
+@pytest.fixture()
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Adds an arm's pipeline to one list of tasks; input is not checked."""
+    monkeypatch.setattr("cupre_d2.experiments.tasks.trainer_class", lambda stage: Planner)
+    tasks = TaskList(tmp_path)
+
+    def add(arm: str, *opts: object, to: TaskList = tasks) -> tuple:
+        return to.add(load_stages(f"{MINI}/{arm}_bbbc038_5pct.yaml", opts)[1]), to.tasks
+
+    return add
+
+
+def test_pretraining_is_shared(add: Callable) -> None:
+    coco, _ = add("coco")
+    cupre, tasks = add("cupre")
+    assert [task.stage for task in tasks.values()] == ["coco_pretrain", coco.stage, "amt2", cupre.stage]
+    assert coco.key != cupre.key and tasks[cupre.needs[0]].stage == "amt2"
+    assert tasks[cupre.needs[0]].needs == coco.needs
+
+
+def test_other_settings_make_another_task(add: Callable) -> None:
+    one, tasks = add("coco")
+    other, _ = add("coco", "finetune_bbbc038_5pct.SOLVER.MAX_ITER", 80)
+    assert one.key != other.key and one.needs == other.needs
+    before, _ = add("coco", "coco_pretrain.SOLVER.MAX_ITER", 9)
+    assert before.key not in (one.key, other.key) and before.needs != one.needs
+    assert len(tasks) == 5
+
+
+def test_settings_that_do_not_change_what_is_trained(add: Callable) -> None:
+    one, tasks = add("coco")
+    assert add("coco", "DATALOADER.NUM_WORKERS", 3, "OUTPUT_DIR", "elsewhere")[0].key == one.key
+    assert len(tasks) == 2
+
+
+def test_keys_do_not_depend_on_where_the_tasks_are(add: Callable, tmp_path: Path) -> None:
+    assert add("cupre")[0].key == add("cupre", to=TaskList(tmp_path / "moved"))[0].key
+
+
+def test_two_starts(add: Callable) -> None:
+    """COCO++ takes the neck and head of one stage and the backbone of another."""
+    task, tasks = add("cocopp")
+    assert [tasks[key].stage for key in task.needs] == ["coco_pretrain", "moco"]
+    config = yaml.safe_load(task.config)
+    weights = [config["MODEL"][name] for name in ("WEIGHTS", "BACKBONE_WEIGHTS")]
+    assert weights == [str(tasks[key].checkpoint) for key in task.needs]
+
+
+def test_a_stage_without_use_is_not_trained(add: Callable) -> None:
+    _, tasks = add("coco", "finetune_bbbc038_5pct.MODEL.WEIGHTS", "published.pth")
+    assert [task.stage for task in tasks.values()] == ["finetune_bbbc038_5pct"]
+
+
+def test_the_config_in_its_folder_is_the_stage(add: Callable) -> None:
+    task, _ = add("coco", "finetune_bbbc038_5pct.SOLVER.MAX_ITER", 80)
+    command = task.prepare()
+    assert command[-2:] == ["--config-file", str(task.config_file)]
+    output_dir, (stage,) = load_stages(command[-1])
+    assert output_dir == str(task.folder) and stage.folder == task.stage_folder
+    assert stage.final_checkpoint == task.checkpoint
+    assert (stage.name, stage.cfg.SOLVER.MAX_ITER) == (task.stage, 80)
+    pipeline.open_folder(output_dir, [stage], [stage], restart=False)
+    pipeline.open_folder(output_dir, [stage], [stage], restart=False)
+
+
+def test_finished(add: Callable) -> None:
+    task, _ = add("scratch")
+    assert not task.finished()
+    write_json(
+        task.stage_folder / "stage.json",
+        {"name": task.stage, "trainer": task.trainer, "seconds": 14.0, "iterations": 7, "metrics": {"x": {}}},
+    )
+    assert not task.finished()
+    task.checkpoint.write_bytes(b"")
+    record = task.record()
+    assert task.finished() and record is not None and record.seconds == 14
+
+
+def test_an_evaluation_is_read_from_its_folder(add: Callable) -> None:
+    task, _ = add("scratch")
+    evaluation = Evaluation(task, "bbbc038_test")
+    command = evaluation.prepare()
+    options = dict(zip(command[-6::2], command[-5::2], strict=True))
+    assert options["DATASETS.TEST"] == "('bbbc038_test',)" and options["MODEL.WEIGHTS"] == str(task.checkpoint)
+    assert not evaluation.finished()
+    write_json(Path(options["OUTPUT_DIR"]) / "evaluation.json", {"metrics": {"bbbc038_test": {"segm": {"AP": 3.0}}}})
+    assert evaluation.finished() and evaluation.metrics() == {"segm": {"AP": 3.0}}
