@@ -79,7 +79,7 @@ def run(items: Mapping[str, Runnable], jobs: int, outlook: Callable[[], str]) ->
     Raises:
         TaskError: some of them failed; names the first and its log. Those they were needed for did not run.
     """
-    waiting = [item for item in items.values() if not item.finished()]
+    waiting = sorted((item for item in items.values() if not item.finished()), key=lambda item: -_followers(item, items))
     running: dict[str, subprocess.Popen] = {}
     failed: list[Runnable] = []
     try:
@@ -107,6 +107,12 @@ def run(items: Mapping[str, Runnable], jobs: int, outlook: Callable[[], str]) ->
     if failed:
         others = f", and {len(failed) - 1} others" if len(failed) > 1 else ""
         raise TaskError(f"{failed[0].key} failed{others}: {_last_line(failed[0].log)} ({failed[0].log})")
+
+
+def _followers(item: Runnable, items: Mapping[str, Runnable]) -> int:
+    """How many cannot run before it has: those that hold up most go first."""
+    direct = [other for other in items.values() if item.key in other.needs]
+    return len(direct) + sum(_followers(other, items) for other in direct)
 
 
 def _start(item: Runnable, jobs: int) -> subprocess.Popen:

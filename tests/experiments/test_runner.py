@@ -56,6 +56,12 @@ def test_each_after_what_it_needs(jobs: int, tmp_path: Path) -> None:
     assert started(tmp_path) == ["a", "b", "c"]
 
 
+def test_what_holds_up_most_goes_first(tmp_path: Path) -> None:
+    scripts = [Script("alone", tmp_path), Script("last", tmp_path, ("first",)), Script("first", tmp_path)]
+    run({script.key: script for script in scripts}, 1, outlook)
+    assert started(tmp_path) == ["first", "alone", "last"]
+
+
 def test_a_failure_stops_those_that_need_it_alone(tmp_path: Path) -> None:
     bad = Script("bad", tmp_path, code="print('first'); sys.exit('what went wrong')")
     scripts = [bad, Script("later", tmp_path, ("bad",)), Script("other", tmp_path)]

@@ -1,0 +1,59 @@
+"""The command users type, run as they type it, on stand-ins a few pixels large."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GRID = ["--arms", "scratch", "coco", "--percents", "50", "--seeds", "0", "--learning-rates", "0.001"]
+
+
+def reproduce(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
+    command = [sys.executable, "tools/reproduce.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.slow
+def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    options = [*GRID, "--jobs", "2", "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "docs" / "table")]
+    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.splitlines()[-1].startswith("3 of 3 to run")
+    assert not (tmp_path / "runs").exists()
+
+    done = reproduce(dataset_root, *options, "--", *slim)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads((tmp_path / "docs/table.json").read_text())
+    assert [run["arm"] for run in content["runs"]] == ["scratch", "coco"]
+    assert all({"bbox", "segm"} <= set(run["test"]) for run in content["runs"])
+    assert "tools/reproduce.py --arms scratch coco" in content["command"]
+    page = (tmp_path / "docs/table.md").read_text()
+    assert "| coco " in page and "less coco" in page and (tmp_path / "docs/table.png").is_file()
+
+    logs = {log: log.read_text() for log in (tmp_path / "runs").glob("stages/*/*t.txt")}
+    assert len(logs) == 5
+    again = reproduce(dataset_root, *options, "--", *slim)
+    assert again.returncode == 0 and "started" not in again.stdout
+    assert logs == {log: log.read_text() for log in logs}
+    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert plan.stdout.splitlines()[-1].startswith("0 of 3 to run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--arms", "cupe"], "did you mean cupre"),
+        (["--dataset", "nuclei"], "none for this data set"),
+        (["--percents", "0"], "--percents: [0.0]; expected 0 to 100"),
+        (["--", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
+    ],
+)
+def test_refused_in_one_line(arguments: list[str], expected: str, dataset_root: Path, tmp_path: Path) -> None:
+    run = reproduce(dataset_root, "--plan", "--output", str(tmp_path), *arguments)
+    assert run.returncode == 2, run.stdout + run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("reproduce.py: ")]
+    assert expected in line and "Traceback" not in run.stderr
