@@ -7,7 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["cupre_d2", "cupre_d2.*"]),
-    package_data={"cupre_d2.data.builtin": ["*.csv"]},
+    package_data={"cupre_d2.data.builtin": ["*.csv"], "cupre_d2.report": ["templates/*"]},
     # Detectron2 is not on PyPI under its name: see README. Tested versions: requirements.txt.
     install_requires=[
         "torch>=2.4",
@@ -33,6 +33,8 @@ setup(
         "tabulate",
         "tensorboard",
         "tqdm",
+        # The report.
+        "jinja2>=3.1",
     ],
     extras_require={
         "dev": [
@@ -46,6 +48,8 @@ setup(
             # The peers that our ResNeSt is measured against.
             "timm",
             "resnest",
+            # The report in a browser, where there is chromium.
+            "playwright",
         ],
     },
 )

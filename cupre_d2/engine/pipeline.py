@@ -21,6 +21,7 @@ from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, wri
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, closest, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError
+from cupre_d2.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +239,7 @@ def _report(path: Path, records: Sequence[StageRecord], last: Stage) -> None:
     seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
     logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
     logger.info(f"results: {path}   pictures: {last.folder / 'overlays'}")
+    write_report(path.parent)
 
 
 def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:

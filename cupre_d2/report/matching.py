@@ -1,0 +1,157 @@
+"""Which detection found which cell, for pictures that follow a threshold on the score.
+
+The evaluator keeps counts of matches; pictures need the pairs. The rules are the evaluator's (`coco_matching`) at an IoU of
+0.5: detections take their turn by score, and each takes the free cell of the highest IoU. What a detection takes depends
+on those before it alone. So the detections of some score and above have the same matches whether or not those below take
+part, and one matching serves every threshold: a detection that is hidden gives back the cell that it found, and no other
+detection changes its partner.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import mask as fast_mask
+
+from cupre_d2.evaluation.cells import Detections, TrueCells
+from cupre_d2.evaluation.coco_matching import IOU_THRESHOLDS
+
+# The thresholds on the score that the page can be set to.
+SCORE_STEPS = np.arange(101) / 100
+IOU = float(IOU_THRESHOLDS[0])
+# Level of a cell that no detection finds.
+NEVER = -1
+
+HIT, FALSE, NEUTRAL = range(3)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Cells found, cells missed, detections that found none."""
+
+    found: int
+    missed: int
+    false: int
+
+    @property
+    def errors(self) -> int:
+        return self.missed + self.false
+
+
+@dataclass(frozen=True)
+class ImageMatch:
+    """An image's cells and detections, and who found whom. Level k is a threshold of SCORE_STEPS[k] on the score.
+
+    Attributes:
+        record: Detectron2's.
+        truth: G cells.
+        detections: D, of descending score.
+        levels: D int64, the highest level at which the detection still counts.
+        outcomes: D int64: HIT found a cell, FALSE found none, NEUTRAL found a crowd.
+        found_levels: G int64, the highest level at which the cell is still found; NEVER for one that is not, and for
+            crowds, which count neither as found nor as missed.
+    """
+
+    record: Mapping[str, Any]
+    truth: TrueCells
+    detections: Detections
+    levels: np.ndarray
+    outcomes: np.ndarray
+    found_levels: np.ndarray
+
+    def counts(self, level: int) -> Counts:
+        found = int((self.found_levels >= level).sum())
+        false = int(((self.outcomes == FALSE) & (self.levels >= level)).sum())
+        return Counts(found, int((~self.truth.crowd).sum()) - found, false)
+
+
+def match_image(record: Mapping[str, Any], truth: TrueCells, detections: Detections, use_cats: bool) -> ImageMatch:
+    """Matches by masks; with `use_cats`, only what is of one category."""
+    detections = detections.best(len(detections))
+    levels = np.searchsorted(SCORE_STEPS, detections.scores, side="right") - 1
+    outcomes, finders = greedy(_ious(truth, detections, use_cats), truth.crowd)
+    found_levels = np.full(len(truth), NEVER)
+    found_levels[finders >= 0] = levels[finders[finders >= 0]]
+    return ImageMatch(record, truth, detections, levels, outcomes, found_levels)
+
+
+def greedy(ious: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matches in the order of the detections, as `coco_matching.match` does at its lowest threshold.
+
+    Args:
+        ious: D x G float64, the detections by descending score; for crowds, the intersection's share of the detection.
+        crowd: G bool.
+
+    Returns:
+        D int64, HIT, FALSE or NEUTRAL; and G int64, the detection that found the cell, -1 for none.
+    """
+    outcomes = np.full(len(ious), FALSE)
+    finders = np.full(len(crowd), -1)
+    free = ~crowd
+    for detection in np.flatnonzero((ious >= IOU).any(axis=1)).tolist():
+        candidates = np.where(free, ious[detection], 0)
+        # Of equal IoUs the last cell, as pycocotools has it.
+        cell = len(candidates) - 1 - int(candidates[::-1].argmax())
+        if candidates[cell] >= IOU:
+            outcomes[detection], finders[cell], free[cell] = HIT, detection, False
+        elif (ious[detection][crowd] >= IOU).any():
+            outcomes[detection] = NEUTRAL
+    return outcomes, finders
+
+
+def _ious(truth: TrueCells, detections: Detections, use_cats: bool) -> np.ndarray:
+    if not len(truth) or not len(detections):
+        return np.zeros((len(detections), len(truth)))
+    masks: tuple[Any, Any] = (detections.masks, truth.masks)
+    ious = fast_mask.iou(*masks, truth.crowd.astype(int).tolist())
+    different = detections.categories[:, None] != truth.categories[None, :]
+    return np.where(different, 0, ious) if use_cats else ious
+
+
+class Tally:
+    """All images of a data set in numbers; grows by some 20 bytes a cell."""
+
+    def __init__(self) -> None:
+        steps = len(SCORE_STEPS)
+        self._found, self._false = np.zeros(steps, np.int64), np.zeros(steps, np.int64)
+        self._areas: list[np.ndarray] = []
+        self._levels: list[np.ndarray] = []
+
+    def add(self, image: ImageMatch) -> None:
+        counted = ~image.truth.crowd
+        self._areas.append(image.truth.areas[counted])
+        self._levels.append(image.found_levels[counted])
+        self._found += _at_each_level(self._levels[-1])
+        self._false += _at_each_level(image.levels[image.outcomes == FALSE])
+
+    @property
+    def cells(self) -> int:
+        return sum(map(len, self._areas))
+
+    @property
+    def found(self) -> list[int]:
+        """At each level."""
+        return self._found.tolist()
+
+    @property
+    def false(self) -> list[int]:
+        """At each level."""
+        return self._false.tolist()
+
+    def by_cell(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each cell: its area, float64, in square pixels, and whether it is found, bool."""
+        nothing = np.zeros(0)
+        return np.concatenate([nothing, *self._areas]), np.concatenate([nothing, *self._levels, nothing]) >= level
+
+    def by_image(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image: how many cells, and how many of them are found, both int64."""
+        cells = [len(levels) for levels in self._levels]
+        found = [int((levels >= level).sum()) for levels in self._levels]
+        return np.array(cells, np.int64), np.array(found, np.int64)
+
+
+def _at_each_level(levels: Iterable[int] | np.ndarray) -> np.ndarray:
+    """How many are at each level or above."""
+    counted = np.bincount(np.asarray([level for level in levels if level >= 0], np.int64), minlength=len(SCORE_STEPS))
+    return counted[::-1].cumsum()[::-1]
