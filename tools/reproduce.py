@@ -11,7 +11,7 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from detectron2.utils.logger import setup_logger
 
 from cupre_d2.engine.results import versions
 from cupre_d2.errors import CupreError
-from cupre_d2.experiments import runner, scores, tables
-from cupre_d2.experiments.grid import SCALES, Experiment, load_grid
+from cupre_d2.experiments import pictures, runner, scores, tables
+from cupre_d2.experiments.grid import SCALES, Cell, Experiment, load_grid
 from cupre_d2.experiments.tasks import Evaluation, TaskList
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,10 @@ def main(args: argparse.Namespace) -> None:
     tests = {cell: Evaluation(task, f"{args.dataset}_test") for cell, task in chosen.items()}
     runner.run({test.key: test for test in tests.values()}, args.jobs, lambda: "test images")
     rows = [scores.Row(cell, scores.validation(args.dataset, task), tests[cell].metrics()) for cell, task in chosen.items()]
-    write(experiment, rows, args.results or output / f"cupre_{args.dataset}_{args.scale}")
+    results = args.results or output / f"cupre_{args.dataset}_{args.scale}"
+    write(experiment, rows, results)
+    draw(experiment, tests, results)
+    logger.info(f"results: {results.with_suffix('.md')}")
 
 
 def plan(experiment: Experiment, tasks: TaskList, jobs: int) -> None:
@@ -93,7 +96,16 @@ def write(experiment: Experiment, rows: Sequence[scores.Row], results: Path) -> 
         title=f"{experiment.dataset}: arms of CUPre", command=command, commit=commit(), name=results.name, parts=parts
     )
     results.with_suffix(".md").write_text(text)
-    logger.info(f"\n{parts[0]}\n\n{parts[1]}\n\nresults: {results.with_suffix('.md')}")
+    logger.info(f"\n{parts[0]}\n\n{parts[1]}")
+
+
+def draw(experiment: Experiment, tests: Mapping[Cell, Evaluation], results: Path) -> None:
+    """The fewest annotations and the first seed, a row an arm."""
+    grid = experiment.grid
+    shown = {cell: test for cell, test in tests.items() if (cell.percent, cell.seed) == (min(grid.percents), grid.seeds[0])}
+    use_cats = experiment.stages(next(iter(shown)))[-1].cfg.TEST.CELL_COCO.USE_CATS
+    files = {cell.arm: test.detections for cell, test in shown.items()}
+    pictures.compare(files, f"{experiment.dataset}_test", use_cats, results.with_name(f"{results.name}_arms.png"))
 
 
 PAGE = """# {title}
@@ -117,6 +129,11 @@ all as cupre gets, the control that the paper lacks):
 Fine-tuning's learning rate was chosen an arm and fraction on the validation images, with the first seed:
 
 {parts[2]}
+
+The same test images as each arm segments them, with the fewest annotations and the first seed; they were chosen by their
+number of cells alone:
+
+![arms]({name}_arms.png)
 """
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord
 from cupre_d2.engine.stages import Stage
+from cupre_d2.evaluation.cell_coco import RESULTS_FILE
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 WEIGHTS = ("WEIGHTS", "BACKBONE_WEIGHTS")
@@ -96,6 +97,11 @@ class Evaluation:
     def prepare(self) -> list[str]:
         command = [*self.task.prepare(), "--eval-only", "OUTPUT_DIR", str(self.folder)]
         return [*command, "MODEL.WEIGHTS", str(self.task.checkpoint), "DATASETS.TEST", f"('{self.dataset}',)"]
+
+    @property
+    def detections(self) -> Path:
+        """COCO's results format."""
+        return self.folder / f"1_{self.task.stage}" / "inference" / self.dataset / RESULTS_FILE
 
     def metrics(self) -> Metrics:
         """{"bbox" or "segm": {name: percent}}."""

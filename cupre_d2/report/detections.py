@@ -2,7 +2,7 @@
 
 import heapq
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -58,6 +58,12 @@ def read_evaluation(file: Path, name: str, use_cats: bool, keep: int) -> Evaluat
     # Of as many errors, the first of the data set.
     worst = heapq.nlargest(keep, tallied(), key=lambda pair: (pair[1].counts(START_LEVEL).errors, -pair[0]))
     return Evaluated(name, len(records), [image for _, image in worst], tally)
+
+
+def read_images(file: Path, name: str, use_cats: bool, image_ids: Sequence[Hashable]) -> list[ImageMatch]:
+    """The matches of some images, in the order asked for; arguments and errors as of `read_evaluation`."""
+    found = {image.record["image_id"]: image for _, image in _match_all(file, name, get_records(name), use_cats)}
+    return [found[image_id] for image_id in image_ids]
 
 
 def _match_all(file: Path, name: str, records: list[dict[str, Any]], use_cats: bool) -> Iterator[tuple[int, ImageMatch]]:

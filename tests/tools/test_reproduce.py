@@ -33,6 +33,7 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     assert "tools/reproduce.py --arms scratch coco" in content["command"]
     page = (tmp_path / "docs/table.md").read_text()
     assert "| coco " in page and "less coco" in page and (tmp_path / "docs/table.png").is_file()
+    assert (tmp_path / "docs/table_arms.png").is_file()
 
     logs = {log: log.read_text() for log in (tmp_path / "runs").glob("stages/*/*t.txt")}
     assert len(logs) == 5
