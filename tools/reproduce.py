@@ -17,8 +17,9 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from cupre_d2.data import get_records
 from cupre_d2.engine.results import versions
-from cupre_d2.errors import CupreError
+from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.experiments import pictures, runner, scores, tables
 from cupre_d2.experiments.grid import SCALES, Cell, Experiment, load_grid
 from cupre_d2.experiments.tasks import Evaluation, TaskList
@@ -45,12 +46,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: expected 1 or more")
     folder = ROOT / "configs" / SCALES[args.scale]
     given = {key: getattr(args, key) for key in ("arms", "percents", "seeds", "learning_rates")}
     experiment = Experiment(args.dataset, folder, load_grid(folder, **given), tuple(args.opts))
     output = args.output or ROOT / "output" / "reproduce" / args.scale
     setup_logger(None if args.plan else str(output / "log.txt"), name="cupre_d2")
     tasks = TaskList(output / "stages")
+    # Missing test images would show in the end only.
+    get_records(f"{args.dataset}_test")
     grid = {cell: tasks.add(experiment.stages(cell)) for cell in experiment.first_seed()}
     if args.plan:
         return plan(experiment, tasks, args.jobs)

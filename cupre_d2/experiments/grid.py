@@ -1,7 +1,7 @@
 """What an experiment compares: arms x training fractions x seeds, on one data set at one scale."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ from cupre_d2.errors import ConfigError
 SCALES = {"mini": "mini", "paper": ""}
 GRID_FILE = "reproduce.yaml"
 FINETUNE = "finetune_{dataset}_5pct"
+
+# Of each key: the types of its values, what holds for them, and how to say so.
+RULES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
+    "ARMS": ((str,), bool, "names"),
+    "PERCENTS": ((int, float), lambda value: 0 < value <= 100, "more than 0, up to 100"),
+    "SEEDS": ((int,), lambda value: value >= 0, "0 or more"),
+    "LEARNING_RATES": ((int, float), lambda value: value > 0, "more than 0"),
+}
 
 
 @dataclass(frozen=True)
@@ -110,23 +118,19 @@ def load_grid(folder: Path, **given: Sequence[Any] | None) -> Grid:
         raw = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
-    names = [field.name.upper() for field in fields(Grid)]
-    if not isinstance(raw, dict) or sorted(raw) != sorted(names):
-        raise ConfigError(f"{file}: expected the keys {', '.join(names)}")
+    if not isinstance(raw, dict) or set(raw) != set(RULES):
+        raise ConfigError(f"{file}: expected the keys {', '.join(RULES)}")
     grid = Grid(**{key.lower(): _checked(f"{file}: {key}", key, values) for key, values in raw.items()})
     changes = {key: _checked(f"--{key}", key.upper(), values) for key, values in given.items() if values is not None}
     return replace(grid, **changes)
 
 
 def _checked(where: str, key: str, values: Any) -> tuple[Any, ...]:
-    kinds: dict[str, tuple[type, ...]] = {"ARMS": (str,), "SEEDS": (int,)}
-    kind = kinds.get(key, (int, float))
-    if not isinstance(values, list | tuple) or not values or not all(type(value) in kind for value in values):
-        raise ConfigError(f"{where}: {values!r}; expected a list of {' or '.join(one.__name__ for one in kind)}")
+    kinds, holds, expected = RULES[key]
+    if not isinstance(values, list | tuple) or not values or not all(type(value) in kinds for value in values):
+        raise ConfigError(f"{where}: {values!r}; expected a list of {' or '.join(kind.__name__ for kind in kinds)}")
     if len(set(values)) < len(values):
         raise ConfigError(f"{where}: {values!r}; expected no value twice")
-    allowed = {"PERCENTS": lambda value: 0 < value <= 100, "SEEDS": lambda value: value >= 0}
-    allowed["LEARNING_RATES"] = lambda value: value > 0
-    if key in allowed and not all(map(allowed[key], values)):
-        raise ConfigError(f"{where}: {values!r}; expected {'0 to 100' if key == 'PERCENTS' else 'positive numbers'}")
+    if not all(map(holds, values)):
+        raise ConfigError(f"{where}: {values!r}; expected {expected}")
     return tuple(values)

@@ -11,14 +11,12 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import read_record
-from cupre_d2.report.detections import read_images
+from cupre_d2.report.detections import START_LEVEL, read_images
 from cupre_d2.report.matching import HIT, NEUTRAL, ImageMatch
 
 # Of the number of cells: a sparse, a middling and a crowded image.
 QUANTILES = (0.25, 0.5, 0.9)
 FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
-# Detections below are not drawn; AP counts them all.
-LEAST_SCORE = 0.5
 # Inches a picture; pixels that its long side has at least, so that lines are thin.
 SIDE, LONG_SIDE = 3.2, 640
 
@@ -27,7 +25,7 @@ def compare(detections: Mapping[str, Path], dataset: str, use_cats: bool, file: 
     """Writes a PNG of a row an arm and a column an image: cells found, false detections and missed cells by colour.
 
     The images are chosen by how many cells they have, never by what an arm makes of them. A score stands at each
-    detection; only those of LEAST_SCORE and more are drawn.
+    detection; only those of 0.5 and more are drawn.
 
     Args:
         detections: instances_results.json on the data set, by arm.
@@ -58,9 +56,8 @@ def _show(axes: Any, image: ImageMatch) -> None:
     pixels = read_record(dict(image.record), "RGB")
     zoom = max(1, round(LONG_SIDE / max(pixels.shape[:2])))
     canvas = cv2.resize(pixels, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
-    shown = image.detections.scores >= LEAST_SCORE
-    level = round(100 * LEAST_SCORE)
-    missed = (image.found_levels < level) & ~image.truth.crowd
+    shown = image.levels >= START_LEVEL
+    missed = (image.found_levels < START_LEVEL) & ~image.truth.crowd
     for cell in np.flatnonzero(missed).tolist():
         _outline(canvas, image.truth.masks[cell], zoom, MISSED)
     for index in np.flatnonzero(shown & (image.outcomes != NEUTRAL)).tolist():
@@ -70,7 +67,7 @@ def _show(axes: Any, image: ImageMatch) -> None:
         axes.text(x * zoom, y * zoom, f"{image.detections.scores[index]:.2f}", color="white", fontsize=3.5)
     axes.imshow(canvas)
     axes.set(xticks=[], yticks=[])
-    counts = image.counts(level)
+    counts = image.counts(START_LEVEL)
     axes.set_xlabel(f"{counts.found} found, {counts.false} false, {counts.missed} missed", fontsize=7)
 
 

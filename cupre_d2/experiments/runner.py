@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +72,9 @@ class Runnable(Protocol):
 
 
 def run(items: Mapping[str, Runnable], jobs: int, outlook: Callable[[], str]) -> None:
-    """Runs what is not finished, `jobs` at a time, the processor's cores divided among them.
+    """Runs what is not finished, `jobs` at a time, the processor's cores divided among them; from the main thread.
+
+    Whatever ends it (an error, Ctrl-C, SIGTERM) ends the processes too.
 
     Args:
         items: by key, with all they need.
@@ -82,6 +86,8 @@ def run(items: Mapping[str, Runnable], jobs: int, outlook: Callable[[], str]) ->
     waiting = sorted((item for item in items.values() if not item.finished()), key=lambda item: -_followers(item, items))
     running: dict[str, subprocess.Popen] = {}
     failed: list[Runnable] = []
+    # A cluster's way to end a job. By default it would leave the processes behind, and the next run would start them twice.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         while True:
             ready = [item for item in waiting if all(items[key].finished() for key in item.needs)]
@@ -104,6 +110,7 @@ def run(items: Mapping[str, Runnable], jobs: int, outlook: Callable[[], str]) ->
             process.terminate()
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     if failed:
         others = f", and {len(failed) - 1} others" if len(failed) > 1 else ""
         raise TaskError(f"{failed[0].key} failed{others}: {_last_line(failed[0].log)} ({failed[0].log})")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cupre_d2.engine.results import Metrics, write_json
-from cupre_d2.errors import CupreError
 from cupre_d2.experiments.grid import Cell
 from cupre_d2.experiments.tasks import Task
 
@@ -49,8 +48,7 @@ def choose(dataset: str, tasks: Mapping[Cell, Task]) -> dict[tuple[str, float], 
 def validation(dataset: str, task: Task) -> Metrics:
     """What a finished fine-tuning reached on the validation images."""
     record = task.record()
-    if record is None:
-        raise CupreError(f"{task.key}: not finished")
+    assert record is not None
     return record.metrics[f"{dataset}_val"]
 
 

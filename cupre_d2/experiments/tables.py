@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from cupre_d2.experiments.scores import Row, mean_and_spread, paired
@@ -66,8 +67,6 @@ def with_spread(values: Sequence[float], sign: bool = False) -> str:
 
 def draw_fractions(rows: Sequence[Row], file: Path) -> None:
     """Fig. 4: mask AP on the test images against the annotated share of the training images; a dot a run."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for arm in dict.fromkeys(row.cell.arm for row in rows):

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch.nn.functional import conv2d
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -41,4 +42,4 @@ class ConvNorm(Conv2d):
             return super().forward(x)
         scale, shift = folded
         # Not as the convolution's bias: oneDNN takes long for the gradient to one.
-        return self._conv_forward(x, self.weight * scale, None).add_(shift)
+        return conv2d(x, self.weight * scale, None, self.stride, self.padding, self.dilation, self.groups).add_(shift)

@@ -95,7 +95,8 @@ class SplitAttention(nn.Module):
         folded = as_scale_and_shift(self.bn0) if is_smaller_than_map(self.conv.weight, x) else None
         weight = self.conv.weight * folded[0] if folded else self.conv.weight
         if not deformation:
-            maps = self.conv._conv_forward(x, weight, None)
+            conv = self.conv
+            maps = nn.functional.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         else:
             offsets, *mask = deformation
             maps = deform_conv2d(

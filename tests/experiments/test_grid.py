@@ -29,12 +29,13 @@ def test_what_is_given_takes_the_place_of_the_files(tmp_path: Path) -> None:
     [
         ({"ARMS": []}, r"reproduce.yaml: ARMS: \[\]; expected a list of str"),
         ({"SEEDS": [0, 0]}, "expected no value twice"),
-        ({"SEEDS": [-1]}, "SEEDS: .*expected positive"),
+        ({"SEEDS": [-1]}, "reproduce.yaml: SEEDS: .*expected 0 or more"),
         ({"SEEDS": [0.5]}, "expected a list of int"),
         ({"SEEDS": [True]}, "expected a list of int"),
-        ({"PERCENTS": [0]}, "PERCENTS: .*expected 0 to 100"),
+        ({"PERCENTS": [0]}, "PERCENTS: .*expected more than 0, up to 100"),
+        ({"PERCENTS": [101]}, "PERCENTS: .*expected more than 0, up to 100"),
         ({"PERCENTS": ["5"]}, "expected a list of int or float"),
-        ({"LEARNING_RATES": [0]}, "LEARNING_RATES: .*expected positive"),
+        ({"LEARNING_RATES": [0]}, "LEARNING_RATES: .*expected more than 0"),
         ({"RATES": [1]}, "expected the keys ARMS, PERCENTS, SEEDS, LEARNING_RATES"),
     ],
 )
@@ -46,7 +47,7 @@ def test_grids_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: P
 def test_a_folder_without_a_grid(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reproduce.yaml: cannot be read"):
         load_grid(tmp_path)
-    with pytest.raises(ConfigError, match="--seeds: .*expected positive"):
+    with pytest.raises(ConfigError, match="--seeds: .*expected 0 or more"):
         load_grid(write(tmp_path), seeds=[-2])
 
 

@@ -1,6 +1,10 @@
 """Order, threads, failures, and what is said of the time left."""
 
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +78,30 @@ def test_a_failure_stops_those_that_need_it_alone(tmp_path: Path) -> None:
 def test_a_process_that_leaves_no_result_has_failed(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="empty failed: it printed nothing"):
         run({"empty": Script("empty", tmp_path, code="sys.exit(0)")}, 1, outlook)
+
+
+def test_sigterm_ends_the_processes_too(tmp_path: Path) -> None:
+    alive = tmp_path / "pid"
+    code = f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)"
+    main = f"""
+from pathlib import Path
+from cupre_d2.experiments.runner import run
+from tests.experiments.test_runner import Script, outlook
+run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, 1, outlook)
+"""
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", main])
+    wait_for(lambda: alive.is_file() and alive.read_text() != "")
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    wait_for(lambda: not Path("/proc", alive.read_text()).exists())
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if holds():
+            return
+        time.sleep(0.02)
+    pytest.fail("nothing happened for a minute")
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

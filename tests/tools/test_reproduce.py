@@ -48,8 +48,9 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     ("arguments", "expected"),
     [
         (["--arms", "cupe"], "did you mean cupre"),
-        (["--dataset", "nuclei"], "none for this data set"),
-        (["--percents", "0"], "--percents: [0.0]; expected 0 to 100"),
+        (["--dataset", "nuclei"], "nuclei_test"),
+        (["--percents", "0"], "--percents: [0.0]; expected more than 0, up to 100"),
+        (["--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["--", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
     ],
 )
