@@ -1,6 +1,5 @@
 """Against slow, obvious implementations, and by hand."""
 
-import doctest
 import itertools
 import math
 from fractions import Fraction
@@ -13,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_util
 from scipy.optimize import linear_sum_assignment
 
-from cupre_d2.evaluation import coco_summary, label_metrics
 from cupre_d2.evaluation.label_metrics import (
     Counts,
     aggregated_jaccard_index,
@@ -171,9 +169,3 @@ def test_refuses_what_is_no_label_image() -> None:
     for threshold in (0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
             match(overlap(np.zeros((2, 2), int), np.zeros((2, 2), int)), threshold, strict=True)
-
-
-@pytest.mark.parametrize("module", [label_metrics, coco_summary])
-def test_examples_in_docstrings(module) -> None:
-    results = doctest.testmod(module)
-    assert results.attempted > 0 and results.failed == 0
