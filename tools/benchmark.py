@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cupre_d2.errors import CupreError
 
-NAMES = sorted(
-    file.stem for file in (Path(__file__).parent / "benchmarks").glob("*.py") if file.stem not in ("__init__", "figure")
-)
+# Beside the benchmarks: what they share.
+SHARED = ("__init__", "figure", "process")
+NAMES = sorted(file.stem for file in (Path(__file__).parent / "benchmarks").glob("*.py") if file.stem not in SHARED)
 
 
 def main() -> int:

@@ -6,12 +6,8 @@ under autocast.
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figure import Figure
+from benchmarks.process import measure, memory
 
 PACKAGES = ("cupre_d2", "resnest", "timm")
 SIZE, THREADS, GPU_BATCH = 512, 2, 16
@@ -62,31 +59,23 @@ class _Features(nn.Module):
 def run() -> list[Figure]:
     figures = []
     for depth in ROUNDS:
-        rounds = _in_a_process(f"times({depth})")
-        memory = {package: _in_a_process(f"peak({package!r}, {depth})") for package in PACKAGES}
-        figures += _compared(f"ResNeSt-{depth}", rounds, memory)
+        rounds = measure("backbone", f"times({depth})")
+        peaks = {package: measure("backbone", f"peak({package!r}, {depth})") for package in PACKAGES}
+        figures += _compared(f"ResNeSt-{depth}", rounds, peaks)
     return figures + (_on_gpu() if torch.cuda.is_available() else [])
 
 
-def _compared(name: str, rounds: dict[str, list[float]], memory: dict[str, float]) -> list[Figure]:
+def _compared(name: str, rounds: dict[str, list[float]], peaks: dict[str, float]) -> list[Figure]:
     """Beside the faster peer: the median of the rounds' ratios, and the ratio of the memory."""
     seconds = {package: statistics.median(taken) for package, taken in rounds.items()}
     ours, peer = PACKAGES[0], min(PACKAGES[1:], key=seconds.__getitem__)
     ratio = statistics.median(one / other for one, other in zip(rounds[ours], rounds[peer], strict=True))
     times = ", ".join(f"{package} {value:.2f} s" for package, value in seconds.items())
-    sizes = ", ".join(f"{package} {value / 2**30:.2f} GiB" for package, value in memory.items())
+    sizes = ", ".join(f"{package} {value / 2**30:.2f} GiB" for package, value in peaks.items())
     return [
         Figure(f"{name}, our time / {peer}'s", ratio, f"({times})", 0.85),
-        Figure(f"{name}, our peak memory / {peer}'s", memory[ours] / memory[peer], f"({sizes})", 1.0),
+        Figure(f"{name}, our peak memory / {peer}'s", peaks[ours] / peaks[peer], f"({sizes})", 1.0),
     ]
-
-
-def _in_a_process(call: str) -> Any:
-    """What a function of this module prints as JSON."""
-    command = [sys.executable, "-W", "ignore", "-c", f"from benchmarks import backbone; backbone.{call}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def times(depth: int) -> None:
@@ -106,22 +95,17 @@ def times(depth: int) -> None:
 def peak(package: str, depth: int) -> None:
     """Prints the peak memory of a few passes and the model, in bytes."""
     torch.set_num_threads(THREADS)
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     model = _Features(package, depth)
     images = torch.rand(1, 3, SIZE, SIZE)
     for _ in range(WARM_UP):
         _pass(model, images)
-    print(_memory("VmHWM") - before)
+    print(memory("VmHWM") - before)
 
 
 def _pass(model: nn.Module, images: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
     model(images).float().square().mean().backward()
-
-
-def _memory(field: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
 
 
 def _on_gpu() -> list[Figure]:

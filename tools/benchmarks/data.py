@@ -8,13 +8,12 @@ had before it read.
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.figure import Figure
+from benchmarks.process import measure, memory
 from cupre_d2.errors import DatasetError
 
 IMAGES, INSTANCES, REPETITIONS = 3253, 1_000_000, 3
@@ -34,15 +33,15 @@ def run() -> list[Figure]:
         registering = _measure("register", json_file)
         two, four = (_measure(f"{count} workers", json_file) for count in (2, 4))
     seconds = [_median(runs, "seconds") for runs in (ours, peer, cached)]
-    memory = [_median(runs, "bytes") for runs in (ours, peer, cached)]
+    peaks = [_median(runs, "bytes") for runs in (ours, peer, cached)]
     return [
         Figure("registering", registering["bytes"] / 2**20, "MiB", 1.0),
         Figure(
             "first load, our time / Detectron2's", seconds[0] / seconds[1], f"({seconds[0]:.1f} s, {seconds[1]:.1f} s)", 1.0
         ),
-        Figure("first load, our peak memory / Detectron2's", memory[0] / memory[1], _gib(memory[0], memory[1]), 0.6),
+        Figure("first load, our peak memory / Detectron2's", peaks[0] / peaks[1], _gib(peaks[0], peaks[1]), 0.6),
         Figure("later load from the cache, times faster", seconds[0] / seconds[2], f"({seconds[2]:.2f} s)", 10, "at least"),
-        Figure("later load, peak memory / Detectron2's", memory[2] / memory[1], _gib(memory[2], memory[1])),
+        Figure("later load, peak memory / Detectron2's", peaks[2] / peaks[1], _gib(peaks[2], peaks[1])),
         Figure(
             "each loader process, memory it adds / that of the records",
             (four["bytes"] - two["bytes"]) / 2 / two["held"],
@@ -88,16 +87,7 @@ def _make(folder: Path) -> Path:
 
 
 def _measure(what: str, json_file: Path) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        f"from benchmarks import data; data.child({what!r}, {str(json_file)!r})",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
+    return measure("data", f"child({what!r}, {str(json_file)!r})", OMP_NUM_THREADS="1")
 
 
 def child(what: str, json_file: str) -> None:
@@ -108,7 +98,7 @@ def child(what: str, json_file: str) -> None:
     from cupre_d2.data.formats.coco_json import load_coco_json
 
     folder = str(Path(json_file).parent)
-    before, started = _memory("VmRSS"), time.perf_counter()
+    before, started = memory("VmRSS"), time.perf_counter()
     if what == "detectron2":
         records = peer(json_file, folder)
     elif what == "ours":
@@ -118,13 +108,13 @@ def child(what: str, json_file: str) -> None:
         records = None
     measured = {
         "seconds": time.perf_counter() - started,
-        "bytes": _memory("VmHWM") - before if records else _memory("VmRSS") - before,
+        "bytes": memory("VmHWM") - before if records else memory("VmRSS") - before,
     }
     if records is not None:
         assert sum(len(record["annotations"]) for record in records) >= INSTANCES
     if what.endswith("workers"):
         records = get_records("big")
-        measured = {"held": _memory("VmRSS") - before, "bytes": _added_by_workers(records, int(what.split()[0]))}
+        measured = {"held": memory("VmRSS") - before, "bytes": _added_by_workers(records, int(what.split()[0]))}
     print(json.dumps(measured))
 
 
@@ -149,13 +139,4 @@ def _added_by_workers(records: list[dict], count: int) -> int:
 
 
 def _pss(process: str) -> int:
-    return _field(Path(f"/proc/{process}/smaps_rollup"), "Pss")
-
-
-def _memory(field: str) -> int:
-    return _field(Path("/proc/self/status"), field)
-
-
-def _field(file: Path, field: str) -> int:
-    (line,) = [line for line in file.read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
+    return memory("Pss", f"/proc/{process}/smaps_rollup")

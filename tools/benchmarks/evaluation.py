@@ -10,11 +10,7 @@ ours runs before and after it.
 import contextlib
 import io
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import Figure
+from benchmarks.process import measure, memory
 
 IMAGES, CELLS, DETECTIONS = 200, 300, 400
 HEIGHT, WIDTH = 520, 704
@@ -117,31 +114,18 @@ def _measure(what: str, folder: Path) -> dict[str, Any]:
     # Our reader's cache is to be of no help.
     for cache in folder.glob(".*.cache"):
         cache.unlink()
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        f"from benchmarks import evaluation; evaluation.child({what!r}, '{folder}')",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
+    return measure("evaluation", f"child({what!r}, {str(folder)!r})", OMP_NUM_THREADS="1")
 
 
 def child(what: str, folder: str) -> None:
     """One evaluation, in a process of its own; prints what it took, and AP and AR, as JSON."""
     evaluate = {"ours": _ours, "pycocotools": _pycocotools, "faster_coco_eval": _faster_coco_eval}[what]()
     Path("/proc/self/clear_refs").write_text("5")  # The peak so far is that of the imports.
-    before, started = _memory("VmRSS"), time.process_time()
+    before, started = memory("VmRSS"), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         numbers = evaluate(Path(folder))
-    measured = {"seconds": time.process_time() - started, "bytes": _memory("VmHWM") - before}
+    measured = {"seconds": time.process_time() - started, "bytes": memory("VmHWM") - before}
     print(json.dumps({**measured, "numbers": numbers}))
-
-
-def _memory(field: str) -> int:
-    return 1024 * int(re.findall(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[0])
 
 
 def _ours() -> Callable[[Path], Numbers]:
