@@ -17,6 +17,9 @@ setup(
         "setuptools<81",
         "scipy",
         "scikit-image",
+        # Clustering.
+        "scikit-learn>=1.6",
+        "numba>=0.60",
         "pillow",
         "tifffile",
         # The compressions that TIFF files come in.

@@ -15,3 +15,11 @@ class ConfigError(CupreError):
 
 class CheckpointError(CupreError):
     """A checkpoint that does not fit the model or cannot be read."""
+
+
+class ClusteringError(CupreError, ValueError):
+    """Samples or parameters that cannot be clustered; a ValueError, as scikit-learn has it."""
+
+
+class TrainingError(CupreError):
+    """Training that cannot go on."""

@@ -1,0 +1,184 @@
+"""What the three clusterers share: checks, start nodes, the schedule, and what scikit-learn expects of them."""
+
+import logging
+import numbers
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cupre_d2.clustering.distances import assign
+from cupre_d2.errors import ClusteringError
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class CentroidClusterer(ClusterMixin, BaseEstimator):
+    """Clusters are the samples nearest to one of K centroids.
+
+    Attributes:
+        cluster_centers_: K x F float64.
+        labels_: N int64, 0..K-1: the nearest centroid of each sample `fit` saw. A centroid may have none.
+    """
+
+    epochs: int
+    shuffle_data: bool
+    init: Any
+    random_state: Any
+    cluster_centers_: np.ndarray
+    labels_: np.ndarray
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """N int64: index of the nearest centroid of each of N x F samples, of equally near ones the first.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            ValueError: samples with other features than those of `fit`, or with NaN.
+        """
+        check_is_fitted(self)
+        return assign(self._checked(X, reset=False), self.cluster_centers_)
+
+    def _checked(self, samples: Any, reset: bool = True) -> np.ndarray:
+        """The samples as N x F float64, contiguous.
+
+        Raises:
+            ClusteringError: NaN or infinity.
+            ValueError: what scikit-learn says of anything else that is no N x F array.
+        """
+        array = validate_data(self, samples, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
+        bad = ~np.isfinite(array)
+        if bad.any():
+            sample, feature = np.argwhere(bad)[0]
+            kind = "NaN" if np.isnan(array[bad]).any() else "infinity"
+            raise ClusteringError(
+                f"Input X contains {kind}: {bad.any(1).sum()} of {len(array)} samples, "
+                f"the first is sample {sample}, feature {feature}; expected finite numbers"
+            )
+        if reset and len(array) > 1 and not np.ptp(array, axis=0).any():
+            warnings.warn("all samples are equal, so all are in one cluster", ConvergenceWarning, stacklevel=3)
+        return array
+
+    def _drawn(self, samples: np.ndarray, count: int, random: np.random.RandomState, replace: bool) -> np.ndarray:
+        """Start nodes: `init` where it is an array, else so many samples; a copy, K x F float64.
+
+        Raises:
+            ClusteringError: an `init` of another shape or kind.
+        """
+        if isinstance(self.init, str):
+            require(self.init == "random", "init", self.init, '"random" or an array of start nodes')
+            return samples[random.choice(len(samples), count, replace=replace)]
+        nodes = np.array(self.init, np.float64, order="C")
+        if nodes.shape != (count, samples.shape[1]) or not np.isfinite(nodes).all():
+            raise ClusteringError(
+                f"init of shape {nodes.shape}; expected finite start nodes, {count} x {samples.shape[1]} numbers"
+            )
+        return nodes
+
+    def _orders(self, count: int, random: np.random.RandomState) -> Iterator[np.ndarray]:
+        """For each epoch the order of the samples."""
+        for _ in range(self.epochs):
+            yield random.permutation(count) if self.shuffle_data else np.arange(count)
+
+    def _random(self) -> np.random.RandomState:
+        return check_random_state(self.random_state)
+
+    def _check_common(self) -> None:
+        require(is_whole(self.epochs, 1), "epochs", self.epochs, "a whole number, at least 1")
+
+
+class ScheduledClusterer(CentroidClusterer):
+    """K centroids and a step that decays over the whole fit."""
+
+    n_clusters: int
+    step_start: float
+    step_end: float
+
+    def _fit(self, samples: np.ndarray, adapt: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]) -> None:
+        """Sets the attributes.
+
+        Args:
+            adapt: moves the centroids (K x F, in place) by one epoch: centroids, the order of the samples, the step for
+                each, and the time of each as a share, 0 to 1, of the fit; returns the mean distance to the winner.
+
+        Raises:
+            ClusteringError: parameters that cannot be.
+        """
+        self._check_common()
+        require(is_whole(self.n_clusters, 1), "n_clusters", self.n_clusters, "a whole number, at least 1")
+        for name in ("step_start", "step_end"):
+            require(is_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number above 0, at most 1")
+        count = len(samples)
+        if count < self.n_clusters:
+            raise ClusteringError(f"n_samples={count} should be >= n_clusters={self.n_clusters}")
+        random = self._random()
+        centroids = self._drawn(samples, self.n_clusters, random, replace=False)
+        progress = Progress(type(self).__name__, self.epochs)
+        for epoch, order in enumerate(self._orders(count, random)):
+            times = (epoch * count + np.arange(count)) / (self.epochs * count)
+            steps = decay(self.step_start, self.step_end, times)
+            progress.log(epoch, adapt(centroids, order, steps, times))
+        self.cluster_centers_ = centroids
+        self.labels_ = assign(samples, centroids)
+
+
+class Progress:
+    """A line of the log whenever some seconds have passed, so that a long fit is seen to be alive."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self._name = name
+        self._epochs = epochs
+        self._started = self._logged = time.monotonic()
+
+    def log(self, epoch: int, distance: float) -> None:
+        """After each epoch.
+
+        Args:
+            epoch: from 0.
+            distance: mean distance from a sample to its winner during the epoch.
+        """
+        now = time.monotonic()
+        if now - self._logged < SECONDS_BETWEEN_LINES:
+            return
+        self._logged = now
+        done = epoch + 1
+        # Later epochs are no slower: neural gas moves fewer centroids. Growing neural gas may exceed this.
+        left = (now - self._started) / done * (self._epochs - done)
+        logger.info(
+            "%s: epoch %d of %d, mean distance to the winner %.4g, about %.0f s left",
+            self._name,
+            done,
+            self._epochs,
+            distance,
+            left,
+        )
+
+
+def decay(start: float, end: float, times: np.ndarray) -> np.ndarray:
+    """start · (end / start)^t for times t from 0 to 1 (Martinetz et al. 1993; the paper's geometric decay).
+
+    >>> decay(0.1, 0.001, np.array([0.0, 0.5, 1.0])).round(6).tolist()
+    [0.1, 0.01, 0.001]
+    """
+    return start * (end / start) ** times
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raises ClusteringError, naming the parameter, unless the condition holds."""
+    if not holds:
+        raise ClusteringError(f"{name} {value!r}: expected {expected}")
+
+
+def is_whole(value: object, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: Any, above: float, most: float = np.inf) -> bool:
+    return isinstance(value, numbers.Real) and above < float(value) <= most
