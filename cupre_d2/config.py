@@ -62,6 +62,9 @@ def _add_moco(cfg: CN) -> None:
     cfg.MODEL.MOCO.MOMENTUM = 0.999
     # Temperature of InfoNCE.
     cfg.MODEL.MOCO.TEMPERATURE = 0.2
+    # Parts of a batch with batch-norm statistics of their own where one process trains, which stand in for the published
+    # eight processes: without, query and key could tell each other by their batch's statistics. Other norms need none.
+    cfg.MODEL.MOCO.BN_SPLITS = 8
     # "mlp" (MoCo v2) or "linear" (v1).
     cfg.MODEL.MOCO.PROJECTOR = "mlp"
 
@@ -97,11 +100,20 @@ def _add_amt2(cfg: CN) -> None:
     cfg.AMT2.MOCO_SOLVER.WEIGHT_DECAY = 1e-4
     cfg.AMT2.MOCO_SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.AMT2.MOCO_SOLVER.WARMUP_ITERS = 0
+    cfg.AMT2.MOCO_SOLVER.ACCUMULATE = 1
 
 
 def _add_solver(cfg: CN) -> None:
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Parts that a batch is computed in, one after the other: the memory of a part, the gradient of the whole.
+    cfg.SOLVER.ACCUMULATE = 1
+    # With SOLVER.AMP.ENABLED: "float16" (with a scaler) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Steps in a row that are left out, as a loss or gradient is not finite, until training ends.
+    cfg.SOLVER.NONFINITE_LIMIT = 5
+    # Of the checkpoints of SOLVER.CHECKPOINT_PERIOD, how many stay; the best, those of phases' ends and the last all stay.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
     # L2-SP on the backbone in place of its weight decay; α and λ as in cupre_d2.solver.l2_sp.
     cfg.SOLVER.L2SP = CN()
     cfg.SOLVER.L2SP.ENABLED = False

@@ -2,16 +2,19 @@
 """Trains a pipeline or one stage: `python tools/train_net.py --config-file configs/quickstart.yaml`.
 
 The same command again goes on where it stopped. Overrides follow as Detectron2 takes them: `KEY value` for every stage,
-`STAGE.KEY value` for one.
+`STAGE.KEY value` for one. `--num-gpus N` starts N processes, on a machine without GPUs N of its CPU; torchrun works too.
+
+Exit codes: 0 finished; 2 input that cannot be used, said in one line; 75 a signal (SIGTERM, SIGUSR1) ended it with a
+checkpoint: run it again.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
-from cupre_d2.engine import pipeline
+from cupre_d2.engine import distributed, pipeline
 from cupre_d2.errors import CupreError
 
 
@@ -26,30 +29,27 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def train(job: pipeline.Job) -> None:
-    pipeline.log_to(job.output_dir)
-    pipeline.run(job)
+def prepare(args: argparse.Namespace, restart: bool) -> pipeline.Job | pipeline.Evaluation:
+    if args.eval_only:
+        return pipeline.prepare_evaluation(args.config_file, args.opts, args.stage)
+    return pipeline.prepare(args.config_file, args.opts, args.stage, restart)
 
 
-def evaluate(job: pipeline.Evaluation) -> None:
+def work(job: pipeline.Job | pipeline.Evaluation) -> None:
     pipeline.log_to(job.output_dir)
-    pipeline.evaluate(job)
+    if isinstance(job, pipeline.Evaluation):
+        pipeline.evaluate(job)
+    else:
+        pipeline.run(job)
 
 
 def main(args: argparse.Namespace) -> None:
-    job: pipeline.Job | pipeline.Evaluation
-    if args.eval_only:
-        job = pipeline.prepare_evaluation(args.config_file, args.opts, args.stage)
+    if distributed.under_torchrun():
+        distributed.join_torchrun()
+        work(distributed.on_first_then_others(lambda first: prepare(args, args.restart and first)))
     else:
-        job = pipeline.prepare(args.config_file, args.opts, args.stage, args.restart)
-    launch(
-        evaluate if args.eval_only else train,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(job,),
-    )
+        job = prepare(args, args.restart)
+        distributed.launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (job,))
 
 
 if __name__ == "__main__":

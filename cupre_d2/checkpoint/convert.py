@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from cupre_d2.checkpoint.fit import backbone_settings, shipped_config, unbuildable
-from cupre_d2.checkpoint.loading import ARITHMETIC, match_weights, read_source, write_whole
+from cupre_d2.checkpoint.loading import ARITHMETIC, match_weights, read_source
 from cupre_d2.checkpoint.report import LoadReport, first
 from cupre_d2.checkpoint.sources import Source
 from cupre_d2.errors import CheckpointError
+from cupre_d2.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,18 @@
-"""Saving checkpoints whole, and loading the weights that training starts from."""
+"""Loading the weights that training starts from."""
 
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import get_missing_parameters_message, get_unexpected_parameters_message
 from tabulate import tabulate
 from torch import nn
 
 from cupre_d2.checkpoint.fit import misfit
-from cupre_d2.checkpoint.reading import check_path, read_checkpoint
+from cupre_d2.checkpoint.reading import read_checkpoint
 from cupre_d2.checkpoint.report import LoadReport, first
 from cupre_d2.checkpoint.sources import Source, Weights, identify
 from cupre_d2.errors import CheckpointError
@@ -30,63 +28,6 @@ NORM_OF_A_LAYER = re.compile(r"^(.+)\.norm\.(weight|running_mean)$")
 CONTAINERS = ("model", "state_dict")
 # Under this key converted weights hold their `Source.arithmetic`.
 ARITHMETIC = "arithmetic"
-
-
-class CellCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: writes beside the file and renames, reads with `read_checkpoint`.
-
-    A process that is killed while it writes leaves the checkpoint before, which `last_checkpoint` still names.
-    """
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's; the path is a local file's.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-        """
-        if path:
-            # Detectron2 would download before it reads, and fail on a missing file with an assertion.
-            check_path(path)
-        try:
-            return super().load(path, *args, **kwargs)
-        finally:
-            # Detectron2 leaves it set after a failure, and then loads no other file.
-            self._parsed_url_during_load = None
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        content = read_checkpoint(filename)
-        return content if "model" in content else {"model": content}
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Writes `<save_dir>/<name>.pth`, then names it in `last_checkpoint`; both as a whole or not at all."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        content = {"model": self.model.state_dict()}
-        content |= {key: item.state_dict() for key, item in self.checkpointables.items()}
-        content |= kwargs
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving checkpoint to {path}")
-        write_whole(path, lambda file: torch.save(content, file))
-        self.tag_last_checkpoint(os.path.basename(path))
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
-
-
-def write_whole(path: str, write: Callable[[IO[bytes]], Any]) -> None:
-    partial = f"{path}.partial"
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            # Without it, a machine that loses power may have the new name but not the content.
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise
 
 
 def load_initial_weights(model: nn.Module, path: str, only_prefix: str = "") -> LoadReport:

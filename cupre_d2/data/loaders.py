@@ -1,13 +1,18 @@
-"""Data loaders of the trainers: Detectron2's, over our records and mappers."""
+"""Data loaders of the trainers, and the records that they draw from."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations, trivial_batch_collator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
+from cupre_d2.data.batches import EndlessBatches, SeededDataset, aspect_groups
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.mappers import DetectionMapper, TwoViewMapper
 from cupre_d2.errors import DatasetError
@@ -66,25 +71,34 @@ def shard(records: list[Record], index: int, count: int, seed: int) -> list[Reco
     return [records[i] for i in sorted(np.array_split(order, count)[index])]
 
 
-def build_detection_loader(cfg: CfgNode, records: list[Record]) -> Any:
-    """Endless loader of annotated images, SOLVER.IMS_PER_BATCH over all processes."""
-    return build_detection_train_loader(
-        records,
-        mapper=DetectionMapper(cfg, True),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+def build_detection_loader(cfg: CfgNode, records: list[Record], seed: Sequence[int] = (0,), start: int = 0) -> DataLoader:
+    """Endless loader of annotated images, SOLVER.IMS_PER_BATCH over all processes.
+
+    Args:
+        seed: numbers that are not negative; with the records they decide everything that is yielded.
+        start: how many batches to leave out, those that an earlier run has seen.
+    """
+    groups = aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else [0] * len(records)
+    return _build_loader(cfg, records, DetectionMapper(cfg, True), groups, seed, start)
 
 
-def build_view_loader(cfg: CfgNode, records: list[Record]) -> Any:
-    """Endless loader of pairs of views, SOLVER.IMS_PER_BATCH over all processes."""
-    return build_detection_train_loader(
-        records,
-        mapper=TwoViewMapper(cfg),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,
+def build_view_loader(cfg: CfgNode, records: list[Record], seed: Sequence[int] = (0,), start: int = 0) -> DataLoader:
+    """Endless loader of pairs of views, SOLVER.IMS_PER_BATCH over all processes; as `build_detection_loader`."""
+    return _build_loader(cfg, records, TwoViewMapper(cfg), [0] * len(records), seed, start)
+
+
+def _build_loader(
+    cfg: CfgNode, records: list[Record], mapper: Any, groups: list[int], seed: Sequence[int], start: int
+) -> DataLoader:
+    processes = comm.get_world_size()
+    batches = EndlessBatches(groups, cfg.SOLVER.IMS_PER_BATCH, seed, start, comm.get_rank(), processes)
+    return DataLoader(
+        SeededDataset(DatasetFromList(records, copy=False), mapper, seed),
+        batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        # Of its own, so that beginning an epoch draws nothing from the generator that the model draws from.
+        generator=torch.Generator(),
     )
 
 

@@ -127,7 +127,7 @@ class AlternatingTrainer(StageTrainer):
 
         detector = build_network(cfg)
         self.backbone = detector.get_submodule("backbone.bottom_up")
-        moco = MoCo(cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
+        moco = MoCo(self._moco_cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
         self.moco = cast(MoCo, trainable_here(cfg, moco))
         self.moco.warn_if_queue_exceeds(len(self._unlabeled))
         self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -135,17 +135,18 @@ class AlternatingTrainer(StageTrainer):
         decayed = backbone_decay_parameters(detector) if self.policy == "l2sp" else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
         phases = {
-            "moco": Phase.build(self._moco_cfg, self.moco, build_optimizer(self._moco_cfg, self.moco), None),
+            "moco": Phase.build(0, self._moco_cfg, self.moco, build_optimizer(self._moco_cfg, self.moco)),
             "coco": Phase.build(
+                1,
                 self._coco_cfg,
                 detector,
                 build_optimizer(self._coco_cfg, detector, exclude_decay=decayed.values()),
                 self.l2_sp,
+                some_frozen=self.policy == "frozen",
             ),
         }
         extra: dict[str, Any] = {"l2_sp": self.l2_sp} if self.l2_sp else {}
         super().__init__(cfg, detector, phases, self.schedule.total, moco=self.moco, **extra)
-        self._round = -1
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
@@ -175,16 +176,18 @@ class AlternatingTrainer(StageTrainer):
         at = self.schedule.locate(self.iter)
         logger.info(f"AMT² {self.position()}: from iteration {at.iteration} of the phase")
         if name == "moco":
-            self._start_moco()
+            self._start_moco(at)
         else:
             self._start_coco(at)
 
-    def _start_moco(self) -> None:
+    def _start_moco(self, at: Position) -> None:
         self._train_backbone(True)
         self.moco.train()
         stepper = self.phases["moco"].stepper
         if stepper.data_loader is None:
-            stepper.reset_data_loader(lambda: build_view_loader(self._moco_cfg, self._unlabeled))
+            done = at.round * self.schedule.moco_iters + at.iteration
+            seed = (self.seed, 0)
+            stepper.reset_data_loader(lambda: build_view_loader(self._moco_cfg, self._unlabeled, seed, done))
 
     def _start_coco(self, at: Position) -> None:
         self.model.train()
@@ -193,15 +196,17 @@ class AlternatingTrainer(StageTrainer):
             self.l2_sp.set_anchor_weights()
         records: list[Record] = shard(self._annotated, at.round, self.schedule.rounds, self.cfg.SEED)
         logger.info(f"AMT² round {at.round + 1}: shard of {len(records)} of {len(self._annotated)} annotated images")
-        self.phases["coco"].stepper.reset_data_loader(lambda: build_detection_loader(self._coco_cfg, records))
+        seed = (self.seed, 1, at.round)
+        stepper = self.phases["coco"].stepper
+        stepper.reset_data_loader(lambda: build_detection_loader(self._coco_cfg, records, seed, at.iteration))
 
     def _train_backbone(self, trains: bool) -> None:
         for parameter in self._backbone_parameters:
             parameter.requires_grad_(trains)
         self.backbone.train(trains)
 
-    def after_step(self) -> None:
-        super().after_step()
+    def checkpoint_name(self) -> str:
         if self.schedule.ends_phase(self.iter) and self.iter + 1 < self.max_iter:
             at = self.schedule.locate(self.iter)
-            self.checkpointer.save(f"round{at.round + 1:02d}_{at.phase}_end")
+            return f"round{at.round + 1:02d}_{at.phase}_end"
+        return super().checkpoint_name()

@@ -16,11 +16,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from cupre_d2.checkpoint.loading import load_initial_weights, read_source
+from cupre_d2.engine import preemption
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
-from cupre_d2.engine.stages import Stage, closest, load_stages
+from cupre_d2.engine.stages import Stage, closest, default_config, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError
+from cupre_d2.files import write_text
 from cupre_d2.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ FREE_KEYS = (
     "OUTPUT_DIR",
     "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
+    "SOLVER.CHECKPOINT_KEEP",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
     "TEST.OVERLAYS",
@@ -133,14 +136,14 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
         if saved.is_file():
             _check_same(stage, yaml.safe_load(saved.read_text()))
         else:
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            saved.write_text(stage.cfg.dump())
+            write_text(saved, stage.cfg.dump())
 
 
 def _check_same(stage: Stage, saved: dict[str, Any]) -> None:
-    before = comparable(saved)
+    # What a version of before did not know, it trained with what is the default now.
+    before = {**_flatten(yaml.safe_load(default_config().dump())), **comparable(saved)}
     now = comparable(yaml.safe_load(stage.cfg.dump()))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in sorted(now) if before.get(key) != now[key]]
     if changed:
         shown = "; ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -211,7 +214,15 @@ def run(job: Job) -> Metrics:
 
     Returns:
         The metrics of the last stage that is finished.
+
+    Raises:
+        SystemExit: with `preemption.RESUME_ME`, after SIGTERM or SIGUSR1.
     """
+    with preemption.watching():
+        return _run(job)
+
+
+def _run(job: Job) -> Metrics:
     records: list[StageRecord] = []
     pace = PipelinePace()
     for number, stage in enumerate(job.stages, start=1):

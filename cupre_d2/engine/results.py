@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
+
+from cupre_d2.files import write_text
 
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
 DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", "sal-detectron2")
@@ -50,11 +51,8 @@ class StageRecord:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes beside the file, then renames: a reader never sees half a file. NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
-    os.replace(partial, path)
+    """Writes as `write_whole`. NaN becomes null."""
+    write_text(path, json.dumps(_plain(content), indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:

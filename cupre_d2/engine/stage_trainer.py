@@ -1,28 +1,35 @@
 """What every trainer of a stage shares: phases, hooks, checkpoints, resuming, evaluation."""
 
 import gc
+import math
 import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.solver.build import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from cupre_d2.checkpoint.loading import CellCheckpointer, load_initial_weights
+from cupre_d2.checkpoint.checkpointer import CellCheckpointer
+from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.data.loaders import build_test_loader
+from cupre_d2.engine import preemption
+from cupre_d2.engine.distributed import parallel, share_buffers
+from cupre_d2.engine.metrics_file import drop_later
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
+from cupre_d2.engine.stepper import Stepper
 from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
 from cupre_d2.evaluation.overlays import OverlayWriter
+from cupre_d2.randomness import seed_everything
 from cupre_d2.solver.l2_sp import L2SP
 
 TRAINER_REGISTRY = Registry("TRAINER")
@@ -56,18 +63,34 @@ def build_evaluator(cfg: CfgNode, name: str) -> CellCOCOEvaluator:
 
 @dataclass
 class Phase:
-    """One kind of training step: a model and its data (Detectron2's SimpleTrainer) with its own schedule."""
+    """One kind of training step: a model and its data with their own optimizer and schedule.
 
-    stepper: SimpleTrainer
+    Attributes:
+        number: tells the random numbers of the stage's phases apart.
+    """
+
+    number: int
+    stepper: Stepper
     scheduler: Any
 
     @classmethod
-    def build(cls, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, l2_sp: L2SP | None) -> "Phase":
-        """The data are set later, when it is known where training starts (`stepper.reset_data_loader`)."""
-        network = create_ddp_model(model, broadcast_buffers=False)
+    def build(
+        cls,
+        number: int,
+        cfg: CfgNode,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        l2_sp: L2SP | None = None,
+        some_frozen: bool = False,
+    ) -> "Phase":
+        """The data are set later, when it is known where training starts (`stepper.reset_data_loader`).
+
+        Args:
+            some_frozen: whether parameters that train now may be frozen later.
+        """
+        network = parallel(model, cfg.MODEL.DEVICE, some_frozen)
         network = RegularizedModel(network, l2_sp) if l2_sp else network
-        stepper = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(network, None, optimizer)
-        return cls(stepper, build_lr_scheduler(cfg, optimizer))
+        return cls(number, Stepper(network, optimizer, cfg), build_lr_scheduler(cfg, optimizer))
 
     def run_step(self, iteration: int, trainer: "StageTrainer") -> None:
         self.stepper.iter = iteration
@@ -84,6 +107,25 @@ class Phase:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
+class Checkpoints(HookBase):
+    """Saves where the trainer says so, and where the run is to end; what was measured until then is on the disk before."""
+
+    def __init__(self, trainer: "StageTrainer", writers: list[EventWriter]) -> None:
+        self._trainer = weakref.proxy(trainer)
+        self._writers = writers
+
+    def after_step(self) -> None:
+        trainer = self._trainer
+        ends = preemption.requested(trainer.cfg.MODEL.DEVICE)
+        name = trainer.checkpoint_name() or (f"model_{trainer.iter:07d}" if ends else "")
+        if name:
+            for writer in self._writers:
+                writer.write()
+            trainer.checkpointer.save(name, iteration=trainer.iter)
+        if ends:
+            raise preemption.Preempted
+
+
 class StageTrainer(TrainerBase):
     """Trains one stage. Subclasses build the phases and say which one an iteration belongs to.
 
@@ -91,6 +133,11 @@ class StageTrainer(TrainerBase):
         model: what is saved under "model" in a checkpoint, and so what the next stage starts from.
         phases: by name; each has an optimizer and a schedule of its own.
         clock: counts the seconds of training over all restarts.
+        seed: of all random numbers of the stage, SEED or, where that is negative, one that is drawn.
+        best: mask AP of `model_best.pth`, percent, of the evaluations that TEST.EVAL_PERIOD asks for.
+
+    A step's random numbers follow from the seed, the iteration and the process, so that a run that was stopped goes on
+    exactly as it would have; generators need not be saved.
     """
 
     def __init__(
@@ -102,10 +149,13 @@ class StageTrainer(TrainerBase):
         self.phases = phases
         self.max_iter = max_iter
         self.clock = StageClock()
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.best = -math.inf
         self._running_phase = ""
         self.checkpointer = CellCheckpointer(
             model,
             cfg.OUTPUT_DIR,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
             save_to_disk=comm.is_main_process(),
             trainer=weakref.proxy(self),
             **checkpointables,
@@ -128,14 +178,21 @@ class StageTrainer(TrainerBase):
         """Called at the first step, also after a restart, and whenever the phase changes: sets its data loader."""
         raise NotImplementedError
 
+    def checkpoint_name(self) -> str:
+        """Of the checkpoint to save after this iteration; "" for none."""
+        done = self.iter + 1
+        if done == self.max_iter:
+            return "model_final"
+        return "" if done % self.cfg.SOLVER.CHECKPOINT_PERIOD else f"model_{self.iter:07d}"
+
     def position(self) -> str:
         """Where in the stage training stands, for people; "" when the iteration says it all."""
         return ""
 
     def resume_or_load(self) -> None:
         """Goes on from the last checkpoint in OUTPUT_DIR, or starts from MODEL.WEIGHTS and MODEL.BACKBONE_WEIGHTS."""
-        if self.checkpointer.has_checkpoint():
-            self.checkpointer.resume_or_load("", resume=True)
+        self.checkpointer.remove_partial()
+        if self.checkpointer.resume():
             self.start_iter = self.iter + 1
         else:
             if self.cfg.MODEL.WEIGHTS:
@@ -143,9 +200,8 @@ class StageTrainer(TrainerBase):
             if self.cfg.MODEL.BACKBONE_WEIGHTS:
                 load_initial_weights(self.model, self.cfg.MODEL.BACKBONE_WEIGHTS, only_prefix=BACKBONE_PREFIX)
             self.after_initial_weights()
-        if self.cfg.SEED >= 0:
-            # A restarted run must not draw again the images and augmentations that it has already seen.
-            seed_all_rng(self.cfg.SEED + comm.get_rank() + self.start_iter)
+        if comm.is_main_process():
+            drop_later(self._metrics_file, self.start_iter)
 
     def after_initial_weights(self) -> None:
         """For state that derives from the initial weights; not called when resuming, where it is loaded."""
@@ -154,7 +210,8 @@ class StageTrainer(TrainerBase):
         """Trains to the end of the stage; does nothing when a checkpoint of the last iteration was loaded."""
         if self.start_iter < self.max_iter:
             self.register_hooks(self.build_hooks(writers))
-            self.train(self.start_iter, self.max_iter)
+            with preemption.training():
+                self.train(self.start_iter, self.max_iter)
             self._release_loaders()
 
     def _release_loaders(self) -> None:
@@ -163,40 +220,55 @@ class StageTrainer(TrainerBase):
             phase.stepper.reset_data_loader(lambda: None)
         gc.collect()
 
+    @property
+    def _metrics_file(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
-        built: list[HookBase] = [hooks.IterationTimer(), self.clock]
-        if comm.is_main_process():
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        built.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.test, eval_after_train=False))
+        # A checkpoint comes last: it then holds the best score, and what it counts as done is in the metrics' file.
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_and_keep_best, eval_after_train=False)
+        built: list[HookBase] = [hooks.IterationTimer(), self.clock, evaluation]
+        files: list[EventWriter] = []
         if comm.is_main_process():
             printer = ProgressPrinter(LOG_PERIOD, weakref.proxy(self))
-            files = [
-                JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-                TensorboardXWriter(self.cfg.OUTPUT_DIR),
-            ]
+            files = [JSONWriter(str(self._metrics_file)), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
             built.append(hooks.PeriodicWriter([printer, *writers, *files], period=LOG_PERIOD))
-        return built
+        return [*built, Checkpoints(self, files)]
 
     def run_step(self) -> None:
         name = self.phase_name()
         if name != self._running_phase:
             self.start_phase(name)
             self._running_phase = name
-        self.phases[name].run_step(self.iter, self)
+        phase = self.phases[name]
+        seed_everything(self.seed, phase.number, self.iter, comm.get_rank())
+        phase.run_step(self.iter, self)
 
     def state_dict(self) -> dict[str, Any]:
         phases = {name: phase.state_dict() for name, phase in self.phases.items()}
-        return {**super().state_dict(), "clock": self.clock.snapshot(), "phases": phases}
+        own = {"clock": self.clock.snapshot(), "seed": self.seed, "best": self.best}
+        return {**super().state_dict(), **own, "phases": phases}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.clock.restore(state_dict["clock"])
+        self.seed, self.best = state_dict["seed"], state_dict["best"]
         for name, phase in self.phases.items():
             phase.load_state_dict(state_dict["phases"][name])
+
+    def _test_and_keep_best(self) -> dict[str, Any]:
+        results = self.test()
+        for scores in list(results.values())[:1]:
+            score = scores.get("segm", {}).get("AP", -math.inf)
+            if score > self.best:
+                self.best = score
+                self.checkpointer.save_best(iteration=self.iter)
+        return results
 
     def test(self) -> dict[str, Any]:
         """Evaluates on DATASETS.TEST: {dataset: {"bbox" or "segm": {metric: value}}}; empty on other processes."""
         results: dict[str, Any] = {}
+        share_buffers(self.model)
         modes = {module: module.training for module in self.model.modules()}
         for name in self.cfg.DATASETS.TEST:
             evaluators: list[Any] = [build_evaluator(self.cfg, name)]

@@ -43,6 +43,13 @@ class Stage:
         return self.folder / "model_final.pth"
 
 
+def default_config() -> CfgNode:
+    """Detectron2's config with this plugin's keys."""
+    cfg = get_cfg()
+    add_cupre_config(cfg)
+    return cfg
+
+
 def closest(name: str, known: Sequence[str]) -> str:
     """A clause that offers the names closest to an unknown one, or all when none is close."""
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -86,8 +93,7 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
     output_dir = str(cli.get("OUTPUT_DIR", own_output_dir))
     cfgs = []
     for index, (name, file) in enumerate(zip(names, files, strict=True)):
-        cfg = get_cfg()
-        add_cupre_config(cfg)
+        cfg = default_config()
         _merge_dict(cfg, _read_yaml(file), file)
         _merge_dict(cfg, raw, config_file)
         _merge_list(cfg, single[name], config_file)
@@ -117,7 +123,7 @@ def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> 
         raise ConfigError(f"{source}: overrides come as KEY value pairs; {opts[-1]!r} has no value")
     shared: list[Any] = []
     single: dict[str, list[Any]] = {name: [] for name in names}
-    known = set(get_cfg()) | set(_new_keys())
+    known = set(default_config())
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         head, _, rest = str(key).partition(".")
         if head in single:
@@ -127,12 +133,6 @@ def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> 
         else:
             raise ConfigError(f"{source}: {key}: neither a config key nor a stage; {closest(head, [*names, *known])}")
     return shared, single
-
-
-def _new_keys() -> list[str]:
-    cfg = get_cfg()
-    add_cupre_config(cfg)
-    return list(cfg)
 
 
 def _without(opts: Sequence[Any], key: str) -> list[Any]:

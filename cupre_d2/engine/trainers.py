@@ -45,7 +45,7 @@ class DetectionTrainer(StageTrainer):
         decayed = backbone_decay_parameters(model) if cfg.SOLVER.L2SP.ENABLED else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
         optimizer = build_optimizer(cfg, model, exclude_decay=decayed.values())
-        phase = Phase.build(cfg, model, optimizer, self.l2_sp)
+        phase = Phase.build(0, cfg, model, optimizer, self.l2_sp)
         extra = {"l2_sp": self.l2_sp} if self.l2_sp else {}
         super().__init__(cfg, model, {"detection": phase}, cfg.SOLVER.MAX_ITER, **extra)
 
@@ -67,7 +67,7 @@ class DetectionTrainer(StageTrainer):
         return "detection"
 
     def start_phase(self, name: str) -> None:
-        loader = build_detection_loader(self.cfg, training_records(self.cfg))
+        loader = build_detection_loader(self.cfg, training_records(self.cfg), (self.seed,), self.iter)
         self.phases[name].stepper.reset_data_loader(lambda: loader)
 
 
@@ -77,7 +77,7 @@ class MoCoTrainer(StageTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.moco = cast(MoCo, build_network(cfg))
-        phase = Phase.build(cfg, self.moco, build_optimizer(cfg, self.moco), None)
+        phase = Phase.build(0, cfg, self.moco, build_optimizer(cfg, self.moco))
         super().__init__(cfg, self.moco, {"moco": phase}, cfg.SOLVER.MAX_ITER)
 
     @classmethod
@@ -97,5 +97,5 @@ class MoCoTrainer(StageTrainer):
     def start_phase(self, name: str) -> None:
         records = unlabeled_records(self.cfg)
         self.moco.warn_if_queue_exceeds(len(records))
-        loader = build_view_loader(self.cfg, records)
+        loader = build_view_loader(self.cfg, records, (self.seed,), self.iter)
         self.phases[name].stepper.reset_data_loader(lambda: loader)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from cupre_d2.checkpoint.loading import CellCheckpointer, load_initial_weights
+from cupre_d2.checkpoint.checkpointer import CellCheckpointer
+from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.checkpoint.reading import TORCH_LEGACY, read_checkpoint
 from cupre_d2.errors import CheckpointError
 

@@ -211,7 +211,7 @@ def test_warns_of_a_queue_longer_than_the_data(caplog: pytest.LogCaptureFixture)
 
 
 def test_learns_to_tell_images_apart() -> None:
-    moco = make(queue_size=64, momentum=0.9)
+    moco = make(queue_size=64, momentum=0.9, bn_splits=2)
     optimizer = torch.optim.Adam([p for p in moco.parameters() if p.requires_grad], lr=3e-3)
     images = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 255
     losses, accuracies = [], []

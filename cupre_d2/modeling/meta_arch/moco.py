@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+# Images that a batch norm's statistics are taken over, at least.
+SMALLEST_SPLIT = 4
 
 
 def info_nce_logits(query: torch.Tensor, key: torch.Tensor, negatives: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -67,7 +72,12 @@ class MoCo(nn.Module):
     The query encoder is held as `backbone.bottom_up`, so that its checkpoint loads into a detector. It may be a
     detector's own backbone (AMT²): it is shared, never copied. The key encoder follows it by an exponential moving
     average of the parameters; batch-norm statistics are its own, as published. Over several processes the keys are
-    gathered into one queue, equal on all, for which their batches must be of one size; there is no batch shuffling.
+    gathered into one queue, equal on all, for which their batches must be of one size.
+
+    With batch norms, query and key of an image must not share the images that their statistics are taken over, or the
+    statistics would give the pair away (MoCo, §3.3). Over several processes the key views are shuffled among them, as
+    published; in a single one both encoders see the batch in `bn_splits` parts, the keys' parts drawn at random. Other
+    norms look at one image at a time, and nothing is shuffled or split.
 
     Args:
         query_encoder: maps N x 3 x H x W to {feature: map}; the coarsest feature, globally pooled, is used.
@@ -76,6 +86,9 @@ class MoCo(nn.Module):
         momentum: of the key encoder, in [0, 1].
         temperature: of InfoNCE, above 0.
         projector: "linear" or "mlp".
+        bn_splits: parts of a batch; fewer where they would have less than SMALLEST_SPLIT images.
+        forwards_per_step: calls of `forward` in training that make one step of the optimizer (gradient accumulation). The
+            key encoder follows before the first, the keys enter the queue after the last.
         pixel_mean, pixel_std: three values each, on the scale 0..255.
 
     Raises:
@@ -97,6 +110,8 @@ class MoCo(nn.Module):
         momentum: float = 0.999,
         temperature: float = 0.2,
         projector: str = "mlp",
+        bn_splits: int = 8,
+        forwards_per_step: int = 1,
         pixel_mean: tuple[float, ...] = (0.0, 0.0, 0.0),
         pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0),
     ) -> None:
@@ -107,10 +122,17 @@ class MoCo(nn.Module):
             raise ConfigError(f"MODEL.MOCO.MOMENTUM {momentum}: expected a number from 0 to 1")
         if not temperature > 0:
             raise ConfigError(f"MODEL.MOCO.TEMPERATURE {temperature}: expected a positive number")
+        if bn_splits < 1 or forwards_per_step < 1:
+            given = f"MODEL.MOCO.BN_SPLITS {bn_splits}, SOLVER.ACCUMULATE {forwards_per_step}"
+            raise ConfigError(f"{given}: expected at least 1")
         shapes = query_encoder.output_shape()
         self.feature = max(shapes, key=lambda name: shapes[name].stride)
         self.momentum = momentum
         self.temperature = temperature
+        self.bn_splits = bn_splits
+        self.forwards_per_step = forwards_per_step
+        self._new_keys: list[torch.Tensor] = []
+        self._batch_norms = any(isinstance(module, _BatchNorm) for module in query_encoder.modules())
         self.backbone = nn.ModuleDict({"bottom_up": query_encoder})
         self.projector = build_projector(projector, shapes[self.feature].channels, dim)
         self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
@@ -136,6 +158,8 @@ class MoCo(nn.Module):
             "momentum": cfg.MODEL.MOCO.MOMENTUM,
             "temperature": cfg.MODEL.MOCO.TEMPERATURE,
             "projector": cfg.MODEL.MOCO.PROJECTOR,
+            "bn_splits": cfg.MODEL.MOCO.BN_SPLITS,
+            "forwards_per_step": cfg.SOLVER.ACCUMULATE,
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         }
@@ -165,20 +189,48 @@ class MoCo(nn.Module):
             In training {"loss_contrastive": scalar}; logs contrastive_accuracy (0..1) and embedding_std to the
             EventStorage, if any. Else, for each input, {"embedding": unit vector of length D of its "query"}.
         """
-        query = self._embed(self.backbone["bottom_up"], self.projector, self._stack(batched_inputs, "query"))
+        query_views = self._stack(batched_inputs, "query")
+        query_side = self.backbone["bottom_up"], self.projector
         if not self.training:
-            return [{"embedding": embedding} for embedding in query]
+            return [{"embedding": embedding} for embedding in self._embed(*query_side, query_views)]
+        query = torch.cat([self._embed(*query_side, part) for part in self._split(query_views)])
         with torch.no_grad():
-            self._follow()
-            key = self._embed(self.key_encoder, self.key_projector, self._stack(batched_inputs, "key"))
-        logits = info_nce_logits(query, key, self.queue.clone(), self.temperature)
+            if not self._new_keys:
+                self._follow()
+            key = self._keys(self._stack(batched_inputs, "key"))
+        # In half precision, similarities lose what InfoNCE compares.
+        with torch.autocast(query.device.type, enabled=False):
+            logits = info_nce_logits(query, key, self.queue.clone(), self.temperature)
         loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         if has_event_storage():
             storage = get_event_storage()
             storage.put_scalar("contrastive_accuracy", contrastive_accuracy(logits.detach()).item())
             storage.put_scalar("embedding_std", embedding_std(query.detach()).item())
-        self._enqueue(_gather(key))
+        self._new_keys.append(_gather(key))
+        if len(self._new_keys) == self.forwards_per_step:
+            self._enqueue(torch.cat(self._new_keys))
+            self._new_keys.clear()
         return {"loss_contrastive": loss}
+
+    def _split(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        if not self._batch_norms or comm.get_world_size() > 1:
+            return [images]
+        parts = max(1, min(self.bn_splits, len(images) // SMALLEST_SPLIT))
+        return images.tensor_split(parts)
+
+    def _keys(self, images: torch.Tensor) -> torch.Tensor:
+        """N x D keys of this process's views, encoded among views that others drew."""
+        encoders = self.key_encoder, self.key_projector
+        if not self._batch_norms:
+            return self._embed(*encoders, images)
+        pooled = _gather(images)
+        order = torch.randperm(len(pooled), device=images.device)
+        if comm.get_world_size() > 1:
+            torch.distributed.broadcast(order, 0)
+        own = slice(comm.get_rank() * len(images), (comm.get_rank() + 1) * len(images))
+        encoded = torch.cat([self._embed(*encoders, part) for part in self._split(pooled[order[own]])])
+        keys = _gather(encoded)
+        return keys[order.argsort()][own]
 
     def _stack(self, batched_inputs: list[dict[str, Any]], view: str) -> torch.Tensor:
         images = torch.stack([inputs[view] for inputs in batched_inputs]).to(self.pixel_mean.device)
@@ -186,7 +238,6 @@ class MoCo(nn.Module):
 
     def _embed(self, encoder: nn.Module, projector: nn.Module, images: torch.Tensor) -> torch.Tensor:
         pooled = encoder(images)[self.feature].mean((2, 3))
-        # In half precision, norms of embeddings lose what InfoNCE compares.
         return functional.normalize(projector(pooled).float(), dim=1)
 
     @torch.no_grad()

@@ -1,0 +1,102 @@
+"""Ends a run that a cluster takes back so that the same command goes on from there."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+# What clusters send before they kill: SIGTERM, and SIGUSR1 by SLURM's --signal=USR1@SECONDS.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# sysexits.h: a temporary failure, try again.
+RESUME_ME = 75
+
+
+class Preempted(SystemExit):
+    """Leaves with exit code RESUME_ME."""
+
+    def __init__(self) -> None:
+        super().__init__(RESUME_ME)
+
+
+class _Notice:
+    """Whether a signal came, in this process."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.training = False
+
+    def handle(self, number: int, frame: Any) -> None:
+        logger.warning(f"{signal.Signals(number).name}: leaving after this step with a checkpoint")
+        self.received = True
+        if not self.training:
+            # Between training runs, all that is worth keeping is written.
+            raise Preempted
+
+
+_notice = _Notice()
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Within, the signals end this process with exit code RESUME_ME; where training runs, after its next checkpoint.
+
+    Does nothing outside of the main thread, where Python takes no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _notice.received = False
+    before = {number: signal.signal(number, _notice.handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Within, a signal is only noted: `requested` tells at the end of a step."""
+    _notice.training = True
+    try:
+        yield
+    finally:
+        _notice.training = False
+
+
+def requested(device: str) -> bool:
+    """Whether one of the processes got a signal; all are to ask, after the same step.
+
+    Args:
+        device: MODEL.DEVICE.
+    """
+    if comm.get_world_size() == 1:
+        return _notice.received
+    received = torch.tensor(float(_notice.received), device=device)
+    torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+    return bool(received)
+
+
+@contextmanager
+def forwarding() -> Iterator[None]:
+    """Within, this process passes the signals on to its children and stays until they have ended."""
+
+    def forward(number: int, frame: Any) -> None:
+        for child in torch.multiprocessing.active_children():
+            if child.pid:
+                os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

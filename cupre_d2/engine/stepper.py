@@ -1,0 +1,135 @@
+"""A training step: micro-batches, mixed precision, and steps that are left out because a number is not finite."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import nn
+
+from cupre_d2.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+NONFINITE_FILE = "nonfinite.jsonl"
+
+Losses = dict[str, torch.Tensor]
+
+
+class Stepper(SimpleTrainer):
+    """Detectron2's SimpleTrainer with SOLVER.AMP, SOLVER.ACCUMULATE and SOLVER.NONFINITE_LIMIT.
+
+    The losses of a step are the means over its micro-batches, so that ACCUMULATE changes memory and speed, not what is
+    learned, as far as the model's losses are means over images.
+
+    A step whose loss or gradient is not finite is left out: weights, optimizer and buffers stay as they were; its losses
+    and the batch's files go to OUTPUT_DIR/nonfinite.jsonl. An overflow of float16 alone is the scaler's business, which
+    lowers its scale and goes on.
+
+    Args:
+        network: takes a list of inputs, returns losses; may be wrapped in DistributedDataParallel.
+        cfg: of the phase.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
+        super().__init__(network, None, optimizer)
+        self._device = torch.device(cfg.MODEL.DEVICE).type
+        self._precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
+        self._micro_batches = cfg.SOLVER.ACCUMULATE
+        self._limit = cfg.SOLVER.NONFINITE_LIMIT
+        self._record = Path(cfg.OUTPUT_DIR) / NONFINITE_FILE
+        # Steps left out since the last one that was taken.
+        self._left_out = 0
+
+    def run_step(self) -> None:
+        """Takes a step with the next batch.
+
+        Raises:
+            TrainingError: SOLVER.NONFINITE_LIMIT steps in a row were not finite.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.optimizer.zero_grad()
+        losses = self._backward(batch)
+        self._scaler.unscale_(self.optimizer)
+        if self._finite(losses):
+            self._left_out = 0
+            self._write_metrics(losses, data_time)
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            self._leave_out(losses, batch)
+
+    def _backward(self, batch: list[dict[str, Any]]) -> Losses:
+        size = math.ceil(len(batch) / self._micro_batches)
+        parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+        means: Losses = {}
+        for number, part in enumerate(parts):
+            # Processes exchange gradients once a step.
+            with nullcontext() if number == len(parts) - 1 else _no_sync(self.model):
+                with torch.autocast(self._device, self._precision, enabled=self._precision is not None):
+                    losses = self.model(part)
+                share = len(part) / len(batch)
+                self._scaler.scale(sum(losses.values()) * share).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0.0) + loss.detach() * share
+        return means
+
+    def _finite(self, losses: Losses) -> bool:
+        finite = torch.stack(list(losses.values())).isfinite().all()
+        if not self._scaler.is_enabled():
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
+        finite = finite.float()
+        if comm.get_world_size() > 1:
+            # A loss that overflows in one process need not show in the gradient; all have to do the same.
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return bool(finite)
+
+    def _leave_out(self, losses: Losses, batch: list[dict[str, Any]]) -> None:
+        self._left_out += 1
+        values = {name: repr(float(loss)) for name, loss in losses.items()}
+        files = [inputs.get("file_name", "?") for inputs in batch]
+        gathered = comm.gather({"iteration": self.iter, "losses": values, "files": files})
+        if comm.is_main_process():
+            with self._record.open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in gathered)
+        logger.warning(
+            f"iteration {self.iter}: a loss or gradient is not finite; the step is left out ({self._left_out} of "
+            f"{self._limit} in a row that end training). Losses and the batch's files are in {self._record}"
+        )
+        if self._left_out >= self._limit:
+            raise TrainingError(
+                f"iteration {self.iter}: {self._left_out} steps in a row with a loss or gradient that is not finite; their "
+                f"losses and files are in {self._record}. The weights are those of before; a lower SOLVER.BASE_LR, or "
+                "SOLVER.CLIP_GRADIENTS, helps in most cases"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "scaler": self._scaler.state_dict(), "left_out": self._left_out}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._scaler.load_state_dict(state_dict["scaler"])
+        self._left_out = state_dict["left_out"]
+
+
+def _no_sync(network: nn.Module) -> Any:
+    for module in network.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+    return nullcontext()

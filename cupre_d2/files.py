@@ -1,0 +1,35 @@
+"""Files that are whole or not there, whenever a process ends."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes beside the file, flushes to the disk, then renames: readers see the content of before or the new one.
+
+    Args:
+        write: gets the open file.
+
+    Raises:
+        OSError: as writing does; the file of before is untouched and the part that was written is removed.
+    """
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            # Without it, a machine that loses power may have the new name but not the content.
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """As `write_whole`, of UTF-8; makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(text.encode("utf-8", errors="replace")))
