@@ -4,11 +4,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cupre_d2.engine.results import Metrics, write_json
+from cupre_d2.engine.results import Metrics
 from cupre_d2.experiments.grid import Cell
+from cupre_d2.experiments.learning import Point
 from cupre_d2.experiments.tasks import Task
 
 # What decides between learning rates.
@@ -21,16 +21,23 @@ class Row:
 
     Attributes:
         validation, test: {"bbox" or "segm": {name: percent}}.
+        curve: mask AP on the validation images while it was fine-tuned.
     """
 
     cell: Cell
     validation: Metrics
     test: Metrics
+    curve: tuple[Point, ...] = ()
 
     def value(self, task: str, metric: str) -> float:
         """Percent, on the test images; NaN where it is not defined."""
         value = self.test[task].get(metric)
         return float("nan") if value is None else value
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        numbers = {"validation": self.validation, "test": self.test}
+        return {**vars(self.cell), **numbers, "validation_curve": [vars(point) for point in self.curve]}
 
 
 def choose(dataset: str, tasks: Mapping[Cell, Task]) -> dict[tuple[str, float], float]:
@@ -46,10 +53,8 @@ def choose(dataset: str, tasks: Mapping[Cell, Task]) -> dict[tuple[str, float], 
 
 
 def validation(dataset: str, task: Task) -> Metrics:
-    """What a finished fine-tuning reached on the validation images."""
-    record = task.record()
-    assert record is not None
-    return record.metrics[f"{dataset}_val"]
+    """What a finished fine-tuning reached on the validation images; raises TaskError where that is broken."""
+    return task.metrics(f"{dataset}_val")
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -70,14 +75,3 @@ def paired(rows: Sequence[Row], arm: str, other: str, task: str, metric: str) ->
         for percent, seed in pairs
         if (other, percent, seed) in by_pair
     ]
-
-
-def save(path: Path, rows: Sequence[Row], **more: Any) -> None:
-    """Every number as JSON."""
-    write_json(
-        path,
-        {
-            **more,
-            "runs": [{**vars(row.cell), "validation": row.validation, "test": row.test} for row in rows],
-        },
-    )

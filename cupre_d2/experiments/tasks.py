@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord
 from cupre_d2.engine.stages import Stage
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
+from cupre_d2.experiments.attempts import broken, read_json, read_seconds
+from cupre_d2.report import REPORT
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 WEIGHTS = ("WEIGHTS", "BACKBONE_WEIGHTS")
@@ -50,12 +52,53 @@ class Task:
     def log(self) -> Path:
         return self.folder / "output.txt"
 
+    @property
+    def timing(self) -> Path:
+        return self.folder / "timing.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def kind(self) -> str:
+        return self.stage
+
+    @property
+    def work(self) -> int:
+        return self.iterations
+
     def record(self) -> StageRecord | None:
-        """What was measured when it was finished."""
-        return StageRecord.read(self.stage_folder)
+        """What was measured when it was finished.
+
+        Raises:
+            TaskError: what is in the folder is no record.
+        """
+        try:
+            return StageRecord.read(self.stage_folder)
+        except (ValueError, TypeError) as error:
+            raise broken(self.stage_folder / "stage.json", error) from error
 
     def finished(self) -> bool:
         return self.record() is not None
+
+    def seconds(self) -> float | None:
+        """From the start to the end of its process, all attempts; None if it is not finished.
+
+        At least those of training, which is all that is known of attempts that nobody timed.
+        """
+        record = self.record()
+        return None if record is None else max(record.seconds, read_seconds(self.timing) or 0.0)
+
+    def metrics(self, dataset: str) -> Metrics:
+        """{"bbox" or "segm": {name: percent}} of a finished task on one of its own data sets.
+
+        Raises:
+            TaskError: it has none.
+        """
+        record = self.record()
+        assert record is not None
+        return _of_dataset(record.metrics, dataset, self.stage_folder / "stage.json")
 
     def prepare(self) -> list[str]:
         """Writes the config; the command line that trains it, which resumes, and can be run by hand."""
@@ -88,11 +131,27 @@ class Evaluation:
         return self.task.folder / f"{self.dataset}.txt"
 
     @property
+    def timing(self) -> Path:
+        return self.folder / "timing.json"
+
+    @property
+    def kind(self) -> str:
+        return f"{self.task.stage} on {self.dataset}"
+
+    @property
+    def work(self) -> int:
+        return 1
+
+    @property
     def _results(self) -> Path:
         return self.folder / "evaluation.json"
 
     def finished(self) -> bool:
         return self._results.is_file()
+
+    def seconds(self) -> float | None:
+        """From the start to the end of its process, all attempts; None if it is not finished or nobody timed it."""
+        return read_seconds(self.timing) if self.finished() else None
 
     def prepare(self) -> list[str]:
         command = [*self.task.prepare(), "--eval-only", "OUTPUT_DIR", str(self.folder)]
@@ -104,8 +163,19 @@ class Evaluation:
         return self.folder / f"1_{self.task.stage}" / "inference" / self.dataset / RESULTS_FILE
 
     def metrics(self) -> Metrics:
-        """{"bbox" or "segm": {name: percent}}."""
-        return json.loads(self._results.read_text())["metrics"][self.dataset]
+        """{"bbox" or "segm": {name: percent}}.
+
+        Raises:
+            TaskError: the results are broken.
+        """
+        return _of_dataset(read_json(self._results).get("metrics"), self.dataset, self._results)
+
+
+def _of_dataset(metrics: object, dataset: str, file: Path) -> Metrics:
+    values = metrics.get(dataset) if isinstance(metrics, dict) else None
+    if not isinstance(values, dict) or not all(isinstance(values.get(task), dict) for task in ("bbox", "segm")):
+        raise broken(file, f"no metrics of boxes and masks on {dataset}")
+    return values
 
 
 class TaskList:
@@ -131,18 +201,13 @@ class TaskList:
             made[str(stage.final_checkpoint)] = self._task(stage, made)
         last = made[str(stages[-1].final_checkpoint)]
         # What no later stage starts from is of no use to the last.
-        for task in self._with_needs(last, made.values()):
+        for task in _with_needs([last], {task.key: task for task in made.values()}):
             self.tasks.setdefault(task.key, task)
         return last
 
-    def _with_needs(self, last: Task, made: Iterable[Task]) -> list[Task]:
-        by_key = {task.key: task for task in made}
-        wanted, found = [last.key], []
-        while wanted:
-            task = by_key[wanted.pop()]
-            found.append(task)
-            wanted += task.needs
-        return found[::-1]
+    def with_needs(self, wanted: Iterable[Task]) -> list[Task]:
+        """Tasks and all that they start from, each once, what is needed first."""
+        return _with_needs(wanted, self.tasks)
 
     def _task(self, stage: Stage, made: dict[str, Task]) -> Task:
         cfg = stage.cfg.clone()
@@ -168,3 +233,10 @@ class TaskList:
             needs=tuple(dict.fromkeys(needs)),
             iterations=self._planned[key],
         )
+
+
+def _with_needs(wanted: Iterable[Task], by_key: Mapping[str, Task]) -> list[Task]:
+    found: dict[str, Task] = {}
+    for task in wanted:
+        found |= {one.key: one for one in _with_needs([by_key[key] for key in task.needs], by_key)} | {task.key: task}
+    return list(found.values())

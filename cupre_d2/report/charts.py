@@ -9,14 +9,26 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 Point = tuple[float, float]
 
+# How many colours of lines report.css has.
+COLORS = 8
+
 
 @dataclass(frozen=True)
 class Line:
-    """Points of ascending x. A y that is not finite leaves a gap. `dots` draws them unconnected."""
+    """Points of ascending x. A y that is not finite leaves a gap.
+
+    Attributes:
+        name: for the legend; "" leaves it out there.
+        dots: drawn unconnected.
+        thin: drawn in the background.
+        color: number of one of the page's colours, below COLORS; by default the line's place in the chart.
+    """
 
     name: str
     points: Sequence[Point]
     dots: bool = False
+    thin: bool = False
+    color: int | None = None
 
 
 @dataclass(frozen=True)

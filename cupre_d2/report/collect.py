@@ -158,10 +158,11 @@ def _datasets(inference: Path, config: Mapping[str, Any]) -> list[DatasetPart]:
     keep = max(1, MOST_PICTURES // len(files))
     use_cats = config["TEST"]["CELL_COCO"]["USE_CATS"]
     evaluated = [read_evaluation(file, name, use_cats, keep) for name, file in files.items()]
-    return [_dataset(one, PICTURE_BYTES // len(files)) for one in evaluated]
+    return [dataset_part(one, PICTURE_BYTES // len(files)) for one in evaluated]
 
 
-def _dataset(evaluated: Evaluated, budget: int) -> DatasetPart:
+def dataset_part(evaluated: Evaluated, budget: int) -> DatasetPart:
+    """With as many pictures as have room in so many bytes; raises DatasetError where an image cannot be read."""
     tally = evaluated.tally
     pictures = within([make_picture(image) for image in evaluated.worst], budget)
     charts = recall_charts(tally)

@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cupre_d2.errors import CupreError
-from cupre_d2.report.collect import Report, collect
+from cupre_d2.report.collect import DatasetPart, Report, collect
 from cupre_d2.report.detections import START_LEVEL
 from cupre_d2.report.matching import FALSE, HIT, IOU, NEUTRAL
 
@@ -18,14 +19,18 @@ REPORT = "report.html"
 
 
 def write_report(output_dir: Path) -> Path | None:
-    """Writes OUTPUT_DIR/report.html of a finished pipeline, whose results.json is there.
+    """Writes OUTPUT_DIR/report.html of a finished pipeline, whose results.json is there; as `write_html`."""
+    return write_html(output_dir / REPORT, lambda: render(collect(output_dir)))
+
+
+def write_html(path: Path, make: Callable[[], str]) -> Path | None:
+    """Makes a page and writes it.
 
     Returns:
-        The file; None where it could not be written, which is logged: hours of training have gone well before.
+        The file; None where it could not be made, which is logged: hours of training have gone well before.
     """
-    path = output_dir / REPORT
     try:
-        html = render(collect(output_dir))
+        html = make()
         partial = path.with_suffix(".html.partial")
         # A file name may hold bytes that are no text.
         partial.write_text(html, encoding="utf-8", errors="replace")
@@ -41,7 +46,17 @@ def write_report(output_dir: Path) -> Path | None:
 
 
 def render(report: Report) -> str:
-    """The page. All text is escaped, whoever it is from; the data in it is JSON that cannot end its script element."""
+    """The page of a pipeline."""
+    return render_page("report.html.j2", report.title, report.datasets, report=report)
+
+
+def render_page(template: str, title: str, datasets: Sequence[DatasetPart], **values: Any) -> str:
+    """A page that extends base.html.j2. All text is escaped, whoever it is from; data is JSON that cannot end its element.
+
+    Args:
+        datasets: whose pictures are in it.
+        values: of the template.
+    """
     environment = Environment(
         loader=PackageLoader("cupre_d2.report"),
         autoescape=True,
@@ -49,12 +64,12 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
-        report=report, data=_data(report), start_level=START_LEVEL, iou=IOU
+    return environment.get_template(template).render(
+        title=title, data=_data(datasets), start_level=START_LEVEL, iou=IOU, **values
     )
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _data(datasets: Sequence[DatasetPart]) -> dict[str, Any]:
     """What report.js draws from."""
     return {
         "outcomes": {"hit": HIT, "false": FALSE, "neutral": NEUTRAL},
@@ -68,6 +83,6 @@ def _data(report: Report) -> dict[str, Any]:
                     for picture in dataset.pictures
                 ],
             }
-            for dataset in report.datasets
+            for dataset in datasets
         ],
     }

@@ -1,4 +1,4 @@
-"""Order, threads, failures, and what is said of the time left."""
+"""Order, threads, failures."""
 
 import signal
 import subprocess
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cupre_d2.engine.results import StageRecord
-from cupre_d2.experiments import runner
-from cupre_d2.experiments.runner import Paces, TaskError, run, time_left
-from cupre_d2.experiments.tasks import Task
+from cupre_d2.experiments import local_engine, runner
+from cupre_d2.experiments.attempts import TaskError, read_seconds
+from cupre_d2.experiments.local_engine import LocalEngine
+from cupre_d2.experiments.runner import run
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Script:
     @property
     def log(self) -> Path:
         return self.folder / f"{self.key}.txt"
+
+    @property
+    def timing(self) -> Path:
+        return self.folder / f"{self.key}.timing.json"
 
     def finished(self) -> bool:
         return (self.folder / self.key).is_file()
@@ -54,15 +58,15 @@ def outlook() -> str:
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_each_after_what_it_needs(jobs: int, tmp_path: Path) -> None:
     scripts = [Script("c", tmp_path, ("a", "b")), Script("b", tmp_path, ("a",)), Script("a", tmp_path)]
-    run({script.key: script for script in scripts}, jobs, outlook)
+    run({script.key: script for script in scripts}, LocalEngine(jobs), outlook)
     assert started(tmp_path) == ["a", "b", "c"]
-    run({script.key: script for script in scripts}, jobs, outlook)
+    run({script.key: script for script in scripts}, LocalEngine(jobs), outlook)
     assert started(tmp_path) == ["a", "b", "c"]
 
 
 def test_what_holds_up_most_goes_first(tmp_path: Path) -> None:
     scripts = [Script("alone", tmp_path), Script("last", tmp_path, ("first",)), Script("first", tmp_path)]
-    run({script.key: script for script in scripts}, 1, outlook)
+    run({script.key: script for script in scripts}, LocalEngine(1), outlook)
     assert started(tmp_path) == ["first", "alone", "last"]
 
 
@@ -70,14 +74,14 @@ def test_a_failure_stops_those_that_need_it_alone(tmp_path: Path) -> None:
     bad = Script("bad", tmp_path, code="print('first'); sys.exit('what went wrong')")
     scripts = [bad, Script("later", tmp_path, ("bad",)), Script("other", tmp_path)]
     with pytest.raises(TaskError, match="^bad failed: what went wrong .*bad.txt"):
-        run({script.key: script for script in scripts}, 1, outlook)
+        run({script.key: script for script in scripts}, LocalEngine(1), outlook)
     assert sorted(started(tmp_path)) == ["bad", "other"]
     assert "first" in bad.log.read_text()
 
 
 def test_a_process_that_leaves_no_result_has_failed(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="empty failed: it printed nothing"):
-        run({"empty": Script("empty", tmp_path, code="sys.exit(0)")}, 1, outlook)
+        run({"empty": Script("empty", tmp_path, code="sys.exit(0)")}, LocalEngine(1), outlook)
 
 
 def test_sigterm_ends_the_processes_too(tmp_path: Path) -> None:
@@ -85,9 +89,10 @@ def test_sigterm_ends_the_processes_too(tmp_path: Path) -> None:
     code = f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)"
     main = f"""
 from pathlib import Path
+from cupre_d2.experiments.local_engine import LocalEngine
 from cupre_d2.experiments.runner import run
 from tests.experiments.test_runner import Script, outlook
-run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, 1, outlook)
+run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, LocalEngine(1), outlook)
 """
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", main])
     wait_for(lambda: alive.is_file() and alive.read_text() != "")
@@ -105,20 +110,40 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda process: set(range(6)))
-    assert [runner.environment(jobs)["OMP_NUM_THREADS"] for jobs in (1, 2, 4, 9)] == ["6", "3", "1", "1"]
-    run({"a": Script("a", tmp_path, code="print(os.environ['OMP_NUM_THREADS'])")}, 2, outlook)
-    assert (tmp_path / "a.txt").read_text() == "3\n"
+    monkeypatch.setattr(local_engine.os, "sched_getaffinity", lambda process: set(range(6)))
+    for jobs, threads in ((1, 6), (2, 3), (4, 1), (9, 1)):
+        key = f"of_{jobs}"
+        run({key: Script(key, tmp_path, code="print(os.environ['OMP_NUM_THREADS'])")}, LocalEngine(jobs), outlook)
+        assert (tmp_path / f"{key}.txt").read_text() == f"{threads}\n"
 
 
-def task(stage: str, iterations: int) -> Task:
-    return Task(f"{stage}-1", stage, "DetectionTrainer", Path(stage), "", (), iterations)
+def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
+    wait, again = "import time; time.sleep(0.3)", Script("a", tmp_path)
+    with pytest.raises(TaskError):
+        run({"a": Script("a", tmp_path, code=f"{wait}; sys.exit(1)")}, LocalEngine(1), outlook)
+    first = read_seconds(again.timing)
+    assert first is not None and 0.3 <= first < 30
+    run({"a": Script("a", tmp_path, code=wait)}, LocalEngine(1), outlook)
+    both = read_seconds(again.timing)
+    assert both is not None and first + 0.3 <= both < 60
 
 
-def test_time_left_is_measured() -> None:
-    measured = Paces()
-    measured.add("a", StageRecord("a", "DetectionTrainer", 100.0, 50, {}))
-    measured.add("a", StageRecord("a", "DetectionTrainer", 200.0, 50, {}))
-    assert measured.of(task("a", 40)) == 120 and measured.of(task("b", 40)) is None
-    assert time_left([task("a", 40), task("a", 80)], measured, jobs=2) == "about 3 min left"
-    assert time_left([task("a", 40), task("b", 1)], measured, jobs=1).endswith("1 tasks of which nothing is measured yet")
+def test_an_interrupted_attempt_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script("a", tmp_path, code="import time; time.sleep(600)")
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run({"a": script}, LocalEngine(1), outlook)
+    assert (read_seconds(script.timing) or 0) > 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seconds": null}'])
+def test_a_broken_timing_is_said_before_the_process_starts(content: str, tmp_path: Path) -> None:
+    script = Script("a", tmp_path)
+    script.timing.write_text(content)
+    with pytest.raises(TaskError, match="a.timing.json: broken .*; remove it"):
+        run({"a": script}, LocalEngine(1), outlook)
+    assert not (tmp_path / "order").exists()

@@ -1,14 +1,13 @@
 """Choice of the learning rate, spread, pairs; the tables that people read."""
 
-import json
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 
 from cupre_d2.experiments import scores, tables
 from cupre_d2.experiments.grid import Cell
+from cupre_d2.experiments.learning import Point
 from cupre_d2.experiments.scores import Row
 
 
@@ -20,8 +19,7 @@ ROWS = [row("coco", 5, 0, 10.0), row("coco", 5, 1, 20.0), row("cupre", 5, 0, 13.
 
 
 def finished(ap: float | None) -> Any:
-    record = SimpleNamespace(metrics={"cells_val": {"segm": {"AP": ap}}})
-    return SimpleNamespace(key="x", record=lambda: record)
+    return SimpleNamespace(key="x", metrics=lambda dataset: {"segm": {"AP": ap}})
 
 
 def test_the_best_on_validation_is_taken_and_of_equal_ones_the_lowest() -> None:
@@ -42,7 +40,7 @@ def test_pairs_are_of_one_fraction_and_seed() -> None:
 
 
 def test_table_has_a_row_an_arm() -> None:
-    lines = tables.table([*ROWS, row("cupre", 10, 0, 50.0, None)]).splitlines()
+    lines = tables.headline([*ROWS, row("cupre", 10, 0, 50.0, None)]).markdown().splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "arm",
         "box AP, 5 %",
@@ -55,24 +53,17 @@ def test_table_has_a_row_an_arm() -> None:
 
 
 def test_differences_are_of_pairs() -> None:
-    lines = tables.differences(ROWS).splitlines()
+    lines = tables.differences(ROWS).markdown().splitlines()
     assert "less coco" in lines[0] and "coco_long" not in lines[0]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["cupre", "+2.0 ± 1.4 (n 2)"]
 
 
 def test_rates_say_what_was_chosen() -> None:
-    lines = tables.rates(ROWS).splitlines()
+    lines = tables.rates(ROWS).markdown().splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["coco", "5 %", "0", "0.1", "2.0"]
 
 
-def test_every_number_is_kept(tmp_path: Path) -> None:
-    scores.save(tmp_path / "x.json", ROWS, command="c")
-    content = json.loads((tmp_path / "x.json").read_text())
-    assert content["command"] == "c" and len(content["runs"]) == 4
-    assert content["runs"][2]["test"]["segm"]["AP"] == 13.0 and content["runs"][2]["seed"] == 0
-
-
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1]])
-def test_figure(rows: list[Row], tmp_path: Path) -> None:
-    tables.draw_fractions(rows, tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+def test_every_number_is_kept() -> None:
+    kept = replace(ROWS[0], curve=(Point(80, 13.5, 4.0),)).plain()
+    assert kept["arm"] == "coco" and kept["test"]["segm"] == {"AP": 10.0}
+    assert kept["validation_curve"] == [{"iterations": 80, "epochs": 13.5, "ap": 4.0}]

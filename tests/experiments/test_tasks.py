@@ -9,9 +9,11 @@ import yaml
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.experiments.tasks import Evaluation, TaskList
+from cupre_d2.experiments.attempts import TaskError
+from cupre_d2.experiments.tasks import Evaluation, Task, TaskList
 
 MINI = "configs/mini"
+METRICS = {"segm": {"AP": 3.0}, "bbox": {"AP": 4.0}}
 
 
 class Planner:
@@ -105,5 +107,49 @@ def test_an_evaluation_is_read_from_its_folder(add: Callable) -> None:
     options = dict(zip(command[-6::2], command[-5::2], strict=True))
     assert options["DATASETS.TEST"] == "('bbbc038_test',)" and options["MODEL.WEIGHTS"] == str(task.checkpoint)
     assert not evaluation.finished()
-    write_json(Path(options["OUTPUT_DIR"]) / "evaluation.json", {"metrics": {"bbbc038_test": {"segm": {"AP": 3.0}}}})
-    assert evaluation.finished() and evaluation.metrics() == {"segm": {"AP": 3.0}}
+    write_json(Path(options["OUTPUT_DIR"]) / "evaluation.json", {"metrics": {"bbbc038_test": METRICS}})
+    assert evaluation.finished() and evaluation.metrics() == METRICS
+    assert evaluation.seconds() is None
+    write_json(evaluation.timing, {"seconds": 3.5})
+    assert evaluation.seconds() == 3.5
+
+
+def finish(task: Task, metrics: dict) -> Path:
+    record = {"name": task.stage, "trainer": task.trainer, "seconds": 14.0, "iterations": 7, "metrics": metrics}
+    write_json(task.stage_folder / "stage.json", record)
+    task.checkpoint.write_bytes(b"")
+    return task.stage_folder / "stage.json"
+
+
+def test_seconds_are_those_of_the_process_and_at_least_those_of_training(add: Callable) -> None:
+    task, _ = add("scratch")
+    write_json(task.timing, {"seconds": 20.0})
+    assert task.seconds() is None
+    finish(task, {})
+    assert task.seconds() == 20
+    # As of a task of which only the last attempt was timed.
+    write_json(task.timing, {"seconds": 2.0})
+    assert task.seconds() == 14
+    task.timing.unlink()
+    assert task.seconds() == 14
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": "x"}'])
+def test_a_broken_record_is_said_in_one_line(content: str, add: Callable) -> None:
+    task, _ = add("scratch")
+    file = finish(task, {})
+    file.write_text(content)
+    with pytest.raises(TaskError, match="stage.json: broken .*; remove it to have it made anew$"):
+        task.finished()
+
+
+@pytest.mark.parametrize("metrics", [{}, {"bbbc038_val": None}, {"bbbc038_val": {"segm": {"AP": 1.0}}}])
+def test_metrics_that_are_not_there(metrics: dict, add: Callable) -> None:
+    task, _ = add("scratch")
+    finish(task, metrics)
+    with pytest.raises(TaskError, match="stage.json: broken .no metrics of boxes and masks on bbbc038_val"):
+        task.metrics("bbbc038_val")
+    evaluation = Evaluation(task, "bbbc038_test")
+    write_json(evaluation.folder / "evaluation.json", {"metrics": metrics})
+    with pytest.raises(TaskError, match="evaluation.json: broken"):
+        evaluation.metrics()

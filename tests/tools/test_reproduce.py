@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     options = [*GRID, "--jobs", "2", "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "docs" / "table")]
     plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
     assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.splitlines()[-1].startswith("3 of 3 to run")
+    assert plan.stdout.splitlines()[-1].startswith("5 of 5 to run")
     assert not (tmp_path / "runs").exists()
 
     done = reproduce(dataset_root, *options, "--", *slim)
@@ -32,16 +33,32 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     assert all({"bbox", "segm"} <= set(run["test"]) for run in content["runs"])
     assert "tools/reproduce.py --arms scratch coco" in content["command"]
     page = (tmp_path / "docs/table.md").read_text()
-    assert "| coco " in page and "less coco" in page and (tmp_path / "docs/table.png").is_file()
-    assert (tmp_path / "docs/table_arms.png").is_file()
+    assert "| coco " in page and "less coco" in page
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert shown == ["table.png", "table_epochs.png", "table_arms.png"]
+    assert all((tmp_path / "docs" / name).is_file() for name in shown)
+    assert all(run["validation_curve"][-1]["epochs"] > 0 for run in content["runs"])
+    report = (tmp_path / "docs/table_report.html").read_text()
+    links = re.findall(r'href="([^"]*)"', report)
+    assert len(links) == 2 and all((tmp_path / "docs" / link).is_file() for link in links)
+    seconds = [json.loads(file.read_text())["seconds"] for file in (tmp_path / "runs").glob("stages/**/timing.json")]
+    assert len(seconds) == 5 and min(seconds) > 1
 
     logs = {log: log.read_text() for log in (tmp_path / "runs").glob("stages/*/*t.txt")}
     assert len(logs) == 5
+    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert plan.stdout.splitlines()[-1] == "0 of 5 to run, about 0 min left"
     again = reproduce(dataset_root, *options, "--", *slim)
     assert again.returncode == 0 and "started" not in again.stdout
     assert logs == {log: log.read_text() for log in logs}
-    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
-    assert plan.stdout.splitlines()[-1].startswith("0 of 3 to run")
+
+    other = reproduce(dataset_root, *options, "--seeds", "1", "--", *slim)
+    assert other.returncode == 2 and "table.json: results of another grid, with seeds [0]" in other.stderr
+    record = next((tmp_path / "runs").glob("stages/finetune*/1_*/stage.json"))
+    record.write_text("{")
+    broken = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert broken.returncode == 2 and "Traceback" not in broken.stderr
+    assert f"reproduce.py: {record}: broken" in broken.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""An experiment's report: one HTML file that loads nothing, made of the pieces of a pipeline's."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cupre_d2.data.few_shot import get_records
+from cupre_d2.experiments import page, pictures, series, tables
+from cupre_d2.experiments.outcome import Outcome
+from cupre_d2.experiments.tasks import Task
+from cupre_d2.report.charts import COLORS, Chart, Line
+from cupre_d2.report.collect import PICTURE_BYTES, DatasetPart, dataset_part
+from cupre_d2.report.detections import read_evaluation, read_images
+from cupre_d2.report.render import render_page, write_html
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Width in percent of the longest."""
+
+    arm: str
+    width: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Attributes: datasets hold the test images as each arm segments them; links are of the rows of `rates`, "" for none."""
+
+    summary: str
+    headline: tables.Table
+    differences: tables.Table
+    rates: tables.Table
+    links: list[str]
+    charts: list[Chart]
+    bars: list[Bar]
+    datasets: list[DatasetPart]
+    command: str
+    commit: str
+    versions: dict[str, str]
+
+
+def write_report(outcome: Outcome) -> Path | None:
+    """RESULTS_report.html; None where it could not be made, which is logged."""
+    return write_html(outcome.beside("_report.html"), lambda: render(outcome))
+
+
+def render(outcome: Outcome) -> str:
+    """
+    Raises:
+        DatasetError: the test images or their detections cannot be used.
+    """
+    report = collect(outcome)
+    return render_page("experiment.html.j2", page.title(outcome), report.datasets, report=report, texts=vars(page))
+
+
+def collect(outcome: Outcome) -> Report:
+    """Raises DatasetError as `render`."""
+    grid, rows = outcome.experiment.grid, outcome.rows
+    sizes = {"arms": grid.arms, "fractions": grid.percents, "seeds": grid.seeds}
+    return Report(
+        summary=" × ".join(f"{len(values)} {name}" for name, values in sizes.items()),
+        headline=tables.headline(rows),
+        differences=tables.differences(rows),
+        rates=tables.rates(rows),
+        links=[link(outcome.results.parent, outcome.tests[row.cell].task) for row in rows],
+        charts=charts(rows),
+        bars=bars(series.ablation(rows)),
+        datasets=compared(outcome),
+        command=outcome.origin.command,
+        commit=outcome.origin.commit,
+        versions=outcome.origin.versions,
+    )
+
+
+def link(start: Path, task: Task) -> str:
+    """From a page in the folder `start` to the task's own report; "" if it has none."""
+    return quote(os.path.relpath(task.report, start)) if task.report.is_file() else ""
+
+
+def charts(rows: Sequence[Any]) -> list[Chart]:
+    """Fig. 4 and 3."""
+    fractions = series.against_fractions(rows)
+    drawn = [_chart(fractions, "Annotated images", "annotated training images, %", "mask AP, test, %")]
+    for panel in series.against_epochs(rows):
+        drawn.append(_chart(panel, f"Epochs, {panel.title}", "epochs of fine-tuning", "mask AP, validation, %"))
+    return [chart for chart in drawn if not chart.is_empty]
+
+
+def _chart(panel: series.Panel, title: str, x_label: str, y_label: str) -> Chart:
+    numbered = [(place % COLORS, one) for place, one in enumerate(panel.series)]
+    thin = [Line("", run, thin=True, color=color) for color, one in numbered for run in one.runs]
+    thick = [Line(one.arm, one.mean, color=color) for color, one in numbered if one.mean]
+    return Chart(title, x_label, y_label, [*thin, *thick])
+
+
+def bars(found: Sequence[series.Bar]) -> list[Bar]:
+    """Fig. 6."""
+    longest = max((bar.mean for bar in found if bar.mean > 0), default=1.0)
+    return [
+        Bar(bar.arm, round(100 * bar.mean / longest, 1) if math.isfinite(bar.mean) else 0, tables.with_spread(bar.values))
+        for bar in found
+    ]
+
+
+def compared(outcome: Outcome) -> list[DatasetPart]:
+    """Fig. 8-10: a part an arm, of the same images."""
+    name, use_cats = outcome.test_set()
+    chosen = pictures.choose(get_records(name))
+    tests = outcome.first_tests()
+    parts = []
+    for arm, test in tests.items():
+        evaluated = read_evaluation(test.detections, name, use_cats, keep=1)
+        images = read_images(test.detections, name, use_cats, chosen)
+        parts.append(dataset_part(replace(evaluated, name=arm, worst=images), PICTURE_BYTES // len(tests)))
+    return parts
