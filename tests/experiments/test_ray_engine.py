@@ -72,7 +72,9 @@ def test_what_ray_itself_fails_at_is_in_the_log(engine: RayEngine, tmp_path: Pat
 @pytest.mark.slow
 def test_an_interruption_ends_the_processes(engine: RayEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive = tmp_path / "pid"
-    script = Script("long", tmp_path, code=f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)")
+    script = Script(
+        "long", tmp_path, code=f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)"
+    )
     wait = time.sleep
 
     def interrupt(seconds: float) -> None:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-
 from cupre_d2.experiments import scores, tables
 from cupre_d2.experiments.grid import Cell
 from cupre_d2.experiments.learning import Point
