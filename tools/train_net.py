@@ -4,8 +4,8 @@
 The same command again goes on where it stopped. Overrides follow as Detectron2 takes them: `KEY value` for every stage,
 `STAGE.KEY value` for one. `--num-gpus N` starts N processes, on a machine without GPUs N of its CPU; torchrun works too.
 
-Exit codes: 0 finished; 2 input that cannot be used, said in one line; 75 a signal (SIGTERM, SIGUSR1) ended it with a
-checkpoint: run it again.
+Exit codes: 0 finished; 2 input that cannot be used or a disk that cannot be written, said in one line; 75 a signal
+(SIGTERM, SIGUSR1) ended it with a checkpoint: run it again.
 """
 
 import argparse
@@ -59,4 +59,7 @@ if __name__ == "__main__":
         # A loader's process sends its error with its stack; the last line is the error.
         line = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}; the last checkpoint is intact", file=sys.stderr)
         sys.exit(2)

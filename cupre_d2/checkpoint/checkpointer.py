@@ -32,6 +32,7 @@ class CellCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **items)
         self._keep = keep
+        self._resuming = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As Detectron2's; the path is a local file's.
@@ -50,7 +51,17 @@ class CellCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(filename)
-        return content if "model" in content else {"model": content}
+        content = content if "model" in content else {"model": content}
+        if self._resuming and (missing := [key for key in self.checkpointables if key not in content]):
+            raise CheckpointError(f"{filename}: holds no {', '.join(missing)}; expected the whole state of a run")
+        return content
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        found = super()._load_model(checkpoint)
+        other = [*found.missing_keys, *found.unexpected_keys, *(key for key, *_ in found.incorrect_shapes)]
+        if self._resuming and other:
+            raise CheckpointError(f"weights of another network: {len(other)} tensors do not fit, the first {other[0]}")
+        return found
 
     def resume(self) -> bool:
         """Loads the last checkpoint of the folder; one that cannot be used is passed over for the one before, with an error.
@@ -64,12 +75,15 @@ class CellCheckpointer(DetectionCheckpointer):
         paths = self._by_age()
         for path in paths:
             try:
+                self._resuming = True
                 self.load(str(path))
             except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 logger.error(f"checkpoint {path} cannot be used ({reason[:300]}); going on from the one before, if any")
             else:
                 return True
+            finally:
+                self._resuming = False
         if paths:
             raise CheckpointError(f"{self.save_dir}: none of its checkpoints can be used, as logged; --restart starts over")
         return False

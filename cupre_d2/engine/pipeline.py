@@ -136,7 +136,10 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
         if saved.is_file():
             _check_same(stage, yaml.safe_load(saved.read_text()))
         else:
-            write_text(saved, stage.cfg.dump())
+            try:
+                write_text(saved, stage.cfg.dump())
+            except OSError as error:
+                raise ConfigError(f"OUTPUT_DIR {root}: cannot be written to ({error})") from error
 
 
 def _check_same(stage: Stage, saved: dict[str, Any]) -> None:

@@ -55,10 +55,11 @@ class Stepper(SimpleTrainer):
         """Takes a step with the next batch.
 
         Raises:
-            TrainingError: SOLVER.NONFINITE_LIMIT steps in a row were not finite.
+            TrainingError: SOLVER.NONFINITE_LIMIT steps in a row were not finite, or a process of the loader died.
+            DatasetError: an image or record cannot be used.
         """
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.optimizer.zero_grad()
@@ -73,6 +74,17 @@ class Stepper(SimpleTrainer):
             for buffer, before in buffers:
                 buffer.copy_(before)
             self._leave_out(losses, batch)
+
+    def _next_batch(self) -> list[dict[str, Any]]:
+        try:
+            return next(self._data_loader_iter)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"iteration {self.iter}: {' '.join(str(error).split())[:200]} (killed for memory, in most cases); the same "
+                "command goes on from the last checkpoint, fewer DATALOADER.NUM_WORKERS need less memory"
+            ) from error
 
     def _backward(self, batch: list[dict[str, Any]]) -> Losses:
         size = math.ceil(len(batch) / self._micro_batches)
