@@ -40,6 +40,8 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
+        # tools/reproduce.py --engine ray.
+        "ray": ["ray>=2.40"],
         "dev": [
             "pytest",
             "pytest-xdist",

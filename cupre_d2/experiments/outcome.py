@@ -80,13 +80,14 @@ def check_earlier(results: Path, experiment: Experiment) -> None:
     now = identity(experiment)
     try:
         # Files of before they were kept lack the first three.
-        earlier = now | json.loads(file.read_text())
-        grid = {key: [value for value in earlier["grid"][key] if value not in values] for key, values in now["grid"].items()}
+        content = json.loads(file.read_text())
+        earlier, grid = now | content, content["grid"]
+        lost = {key: [value for value in grid[key] if value not in values] for key, values in now["grid"].items()}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file}: no results of reproduce.py ({type(error).__name__}: {error}); {remedy}") from error
     for key in ("dataset", "configs", "overrides"):
         if earlier[key] != now[key]:
             raise ConfigError(f"{file}: results of another {key}, {earlier[key]}; expected {now[key]}; {remedy}")
-    for key, lost in grid.items():
-        if lost:
-            raise ConfigError(f"{file}: results of another grid, with {key} {lost}; {remedy}")
+    for key, values in lost.items():
+        if values:
+            raise ConfigError(f"{file}: results of another grid, with {key} {values}; {remedy}")

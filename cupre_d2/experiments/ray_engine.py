@@ -54,7 +54,9 @@ def share(machines: Sequence[Mapping[str, float]], jobs: int) -> Share:
 
 
 class RayEngine:
-    """The cluster that RAY_ADDRESS names or that runs on this machine; without one, Ray is started here.
+    """The cluster that RAY_ADDRESS names (RAY_AUTH_MODE=token if it asks for one) or that runs on this machine.
+
+    Without one, Ray is started here. Whether processes use a GPU is decided here too: start it where there is one.
 
     Args:
         jobs: processes side by side on a machine.

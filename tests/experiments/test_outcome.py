@@ -1,0 +1,56 @@
+"""Results that are there are not lost to another experiment."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cupre_d2.errors import ConfigError
+from cupre_d2.experiments.grid import Experiment, Grid
+from cupre_d2.experiments.outcome import Origin, Outcome, check_earlier
+
+GRID = Grid(("scratch", "coco"), (5.0, 10.0), (0, 1), (0.1,))
+EXPERIMENT = Experiment("bbbc038", Path("configs/mini"), GRID, ("finetune.SOLVER.MAX_ITER", "80"))
+
+
+def save(experiment: Experiment, results: Path) -> None:
+    Outcome(experiment, Origin("command", "commit", {}), results, [], {}).save()
+
+
+def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
+    results = tmp_path / "v1.0"
+    check_earlier(results, EXPERIMENT)
+    save(EXPERIMENT, results)
+    assert json.loads((tmp_path / "v1.0.json").read_text())["dataset"] == "bbbc038"
+    check_earlier(results, EXPERIMENT)
+    larger = replace(GRID, arms=("scratch", "coco", "cupre"), percents=(5, 10, 20), seeds=(1, 0, 2))
+    check_earlier(results, replace(EXPERIMENT, grid=larger))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "livecell"}, "v1.0.json: results of another dataset, bbbc038; expected livecell; name another file"),
+        ({"folder": Path("configs")}, "another configs, mini; expected configs"),
+        ({"overrides": ()}, "another overrides, .'finetune.SOLVER.MAX_ITER', '80'.; expected"),
+        ({"grid": replace(GRID, seeds=(1, 2))}, r"another grid, with seeds \[0\]; name another file with --results"),
+        ({"grid": replace(GRID, arms=("coco",))}, r"another grid, with arms \['scratch'\]"),
+    ],
+)
+def test_results_of_another_experiment(changes: dict, message: str, tmp_path: Path) -> None:
+    save(EXPERIMENT, tmp_path / "v1.0")
+    with pytest.raises(ConfigError, match=message):
+        check_earlier(tmp_path / "v1.0", replace(EXPERIMENT, **changes))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"grid": 3}', '{"grid": {"arms": 3}}'])
+def test_what_is_no_results_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ConfigError, match="x.json: no results of reproduce.py"):
+        check_earlier(tmp_path / "x", EXPERIMENT)
+
+
+def test_files_of_before_the_data_set_was_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"grid": vars(GRID), "runs": []}))
+    check_earlier(tmp_path / "x", EXPERIMENT)
