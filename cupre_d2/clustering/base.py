@@ -90,7 +90,7 @@ class CentroidClusterer(ClusterMixin, BaseEstimator):
     def _random(self) -> np.random.RandomState:
         return check_random_state(self.random_state)
 
-    def _check_common(self) -> None:
+    def _check_parameters(self) -> None:
         require(is_whole(self.epochs, 1), "epochs", self.epochs, "a whole number, at least 1")
 
 
@@ -111,10 +111,7 @@ class ScheduledClusterer(CentroidClusterer):
         Raises:
             ClusteringError: parameters that cannot be.
         """
-        self._check_common()
-        require(is_whole(self.n_clusters, 1), "n_clusters", self.n_clusters, "a whole number, at least 1")
-        for name in ("step_start", "step_end"):
-            require(is_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number above 0, at most 1")
+        self._check_parameters()
         count = len(samples)
         if count < self.n_clusters:
             raise ClusteringError(f"n_samples={count} should be >= n_clusters={self.n_clusters}")
@@ -127,6 +124,12 @@ class ScheduledClusterer(CentroidClusterer):
             progress.log(epoch, adapt(centroids, order, steps, times))
         self.cluster_centers_ = centroids
         self.labels_ = assign(samples, centroids)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        require(is_whole(self.n_clusters, 1), "n_clusters", self.n_clusters, "a whole number, at least 1")
+        for name in ("step_start", "step_end"):
+            require(is_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number above 0, at most 1")
 
 
 class Progress:
@@ -181,4 +184,4 @@ def is_whole(value: object, least: int) -> bool:
 
 
 def is_number(value: Any, above: float, most: float = np.inf) -> bool:
-    return isinstance(value, numbers.Real) and above < float(value) <= most
+    return isinstance(value, numbers.Real) and bool(above < float(value) <= most and np.isfinite(float(value)))

@@ -8,11 +8,11 @@ IN_LANES = {"reassoc", "contract", "nsz"}
 
 
 @njit(cache=True, nogil=True, fastmath=IN_LANES)
-def squared_distance(sample: np.ndarray, centroid: np.ndarray) -> float:
-    """Of two vectors of F float64."""
+def squared_distance(sample: np.ndarray, centroids: np.ndarray, index: int) -> float:
+    """Between a sample, F float64, and one of K x F centroids; a view of that one would cost more than the distance."""
     total = 0.0
     for feature in range(len(sample)):
-        apart = sample[feature] - centroid[feature]
+        apart = sample[feature] - centroids[index, feature]
         total += apart * apart
     return total
 
@@ -22,7 +22,7 @@ def nearest(sample: np.ndarray, centroids: np.ndarray) -> tuple[int, float]:
     """Index of the nearest of K x F centroids, of equally near ones the first, and its squared distance."""
     winner, smallest = 0, np.inf
     for index in range(len(centroids)):
-        distance = squared_distance(sample, centroids[index])
+        distance = squared_distance(sample, centroids, index)
         if distance < smallest:
             winner, smallest = index, distance
     return winner, smallest
@@ -38,7 +38,7 @@ def assign(samples: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def move(centroid: np.ndarray, sample: np.ndarray, rate: float) -> None:
-    """Moves a centroid, in place, by this share of its way to the sample."""
-    for feature in range(len(centroid)):
-        centroid[feature] += rate * (sample[feature] - centroid[feature])
+def move(centroids: np.ndarray, index: int, sample: np.ndarray, rate: float) -> None:
+    """Moves one of K x F centroids, in place, by this share of its way to the sample."""
+    for feature in range(centroids.shape[1]):
+        centroids[index, feature] += rate * (sample[feature] - centroids[index, feature])

@@ -6,7 +6,7 @@ import numpy as np
 
 from cupre_d2.clustering.base import CentroidClusterer, Progress, is_number, is_whole, require
 from cupre_d2.clustering.distances import assign
-from cupre_d2.clustering.growing_graph import NO_EDGE, Graph, Rules, compacted, learn, new_graph
+from cupre_d2.clustering.growing_graph import Graph, Rules, compacted, learn, new_graph
 from cupre_d2.errors import ClusteringError
 
 
@@ -44,7 +44,7 @@ class GrowingNeuralGas(CentroidClusterer):
 
     Features that are constant have no influence. If all samples are equal, a ConvergenceWarning says so: start nodes stay
     where they are, and above a threshold of 0 nothing grows and the fit stops after an epoch. A fit of more than 10 s logs
-    its progress (logger cupre_d2.clustering.base). Memory is 4 bytes a pair of nodes.
+    its progress (logger cupre_d2.clustering.base). Memory is up to 48 bytes a pair of nodes.
 
     Args:
         step: share of its way to the sample that the winner moves, above 0, at most 1.
@@ -134,7 +134,7 @@ class GrowingNeuralGas(CentroidClusterer):
         return self
 
     def _rules(self) -> Rules:
-        self._check_common()
+        self._check_parameters()
         require(self.compatible in ("neupy", "fritzke"), "compatible", self.compatible, '"neupy" or "fritzke"')
         require(is_number(self.step, 0, 1), "step", self.step, "a number above 0, at most 1")
         for name in ("neighbour_step", "after_split_error_decay_rate", "error_decay_rate"):
@@ -161,9 +161,7 @@ class GrowingNeuralGas(CentroidClusterer):
         count = graph.counts[1]
         self.cluster_centers_ = graph.weights[:count].copy()
         self.errors_ = graph.errors[:count].copy()
-        ages = np.triu(graph.ages[:count, :count] - NO_EDGE, 1)
-        self.edges_ = np.argwhere(ages)
-        self.edge_ages_ = (ages[ages > 0] + NO_EDGE).astype(np.int64)
+        self.edges_, self.edge_ages_ = graph.edges()
 
 
 def _learn_epoch(graph: Graph, samples: np.ndarray, order: np.ndarray, rules: Rules) -> tuple[Graph, float]:

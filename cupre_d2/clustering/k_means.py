@@ -76,5 +76,5 @@ def _adapt(centroids: np.ndarray, samples: np.ndarray, order: np.ndarray, steps:
         sample = samples[order[position]]
         winner, distance = nearest(sample, centroids)
         total += np.sqrt(distance)
-        move(centroids[winner], sample, steps[position])
+        move(centroids, winner, sample, steps[position])
     return total / len(order)

@@ -50,8 +50,8 @@ class NeuralGas(ScheduledClusterer):
         ClusteringError, a ValueError: n_clusters above the number of samples, NaN or infinity, a parameter out of range.
 
     >>> samples = np.array([[0.0], [1.0], [10.0], [11.0]])
-    >>> sorted(NeuralGas(2, random_state=0).fit(samples).cluster_centers_.round().ravel().tolist())
-    [0.0, 10.0]
+    >>> NeuralGas(2, init=[[0.0], [10.0]], random_state=0).fit_predict(samples).tolist()
+    [0, 0, 1, 1]
     """
 
     def __init__(
@@ -80,15 +80,20 @@ class NeuralGas(ScheduledClusterer):
     def fit(self, X: Any, y: object = None) -> "NeuralGas":  # noqa: N803
         """Learns from N x F samples; y is there for scikit-learn's sake."""
         samples = self._checked(X)
-        start = 2.0 * self.n_clusters if self.radius_start is None else self.radius_start
-        for name, radius in (("radius_start", start), ("radius_end", self.radius_end)):
-            require(is_number(radius, 0), name, radius, "a number above 0")
 
         def adapt(centroids: np.ndarray, order: np.ndarray, steps: np.ndarray, times: np.ndarray) -> float:
-            return _adapt(centroids, samples, order, steps, decay(start, self.radius_end, times))
+            return _adapt(centroids, samples, order, steps, decay(*self._radii(), times))
 
         self._fit(samples, adapt)
         return self
+
+    def _radii(self) -> tuple[float, float]:
+        return (2.0 * self.n_clusters if self.radius_start is None else self.radius_start), self.radius_end
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name, radius in zip(("radius_start", "radius_end"), self._radii(), strict=True):
+            require(is_number(radius, 0), name, radius, "a number above 0")
 
 
 @njit(cache=True, nogil=True)
@@ -101,13 +106,13 @@ def _adapt(centroids: np.ndarray, samples: np.ndarray, order: np.ndarray, steps:
     for position in range(len(order)):
         sample = samples[order[position]]
         for index in range(count):
-            distances[index] = squared_distance(sample, centroids[index])
+            distances[index] = squared_distance(sample, centroids, index)
         reached = 1 + int(min(REACH * radii[position], count - 1.0))
         rank(distances, reached, ranked, scratch)
         total += np.sqrt(distances[ranked[0]])
         fall = np.exp(-1.0 / radii[position])
         rate = steps[position]
         for place in range(reached):
-            move(centroids[ranked[place]], sample, rate)
+            move(centroids, ranked[place], sample, rate)
             rate *= fall
     return total / len(order)
