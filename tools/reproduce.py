@@ -66,7 +66,8 @@ def main(args: argparse.Namespace) -> None:
     output = args.output or ROOT / "output" / "reproduce" / args.scale
     results = args.results or output / f"cupre_{args.dataset}_{args.scale}"
     check_earlier(results, experiment)
-    setup_logger(None if args.plan else str(output / "log.txt"), name="cupre_d2")
+    if not args.plan:
+        setup_logger(str(output / "log.txt"), name="cupre_d2")
     # Missing test images would show in the end only.
     get_records(f"{args.dataset}_test")
     plan = Plan(experiment, output / "stages")
