@@ -32,7 +32,7 @@ def draw_ablation(bars: Sequence[Bar], file: Path) -> None:
     figure = Figure(figsize=(1 + len(bars), 4), layout="constrained")
     axes = figure.add_subplot()
     for place, bar in enumerate(bars):
-        axes.bar(place, bar.mean, width=0.6, color=f"C{place}", alpha=0.6)
+        axes.bar(place, bar.mean, width=0.6, color=f"C{bar.place}", alpha=0.6)
         if math.isfinite(bar.spread):
             axes.errorbar(place, bar.mean, bar.spread, color="black", capsize=4)
         axes.plot([place] * len(bar.values), bar.values, "o", color="black", markersize=3)
@@ -49,6 +49,6 @@ def _draw(axes: Any, panel: Panel, x_label: str, y_label: str) -> None:
                 axes.plot(*zip(*run, strict=True), "o-", color=color, markersize=3, linewidth=0.8, alpha=0.5)
         if series.mean:
             axes.plot(*zip(*series.mean, strict=True), "o-", color=color, markersize=5, linewidth=2, label=series.arm)
-    axes.set(xlabel=x_label, ylabel=y_label, title=panel.title, ylim=(0, None))
+    axes.set(xlabel=x_label, ylabel=y_label, title=panel.title, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -20,9 +20,10 @@ from cupre_d2.report.render import render_page, write_html
 
 @dataclass(frozen=True)
 class Bar:
-    """Width in percent of the longest."""
+    """Width in percent of the longest; number of a colour of lines."""
 
     arm: str
+    color: int
     width: float
     text: str
 
@@ -101,9 +102,10 @@ def _chart(panel: series.Panel, title: str, x_label: str, y_label: str) -> Chart
 def bars(found: Sequence[series.Bar]) -> list[Bar]:
     """Fig. 6."""
     longest = max((bar.mean for bar in found if bar.mean > 0), default=1.0)
+    widths = [round(100 * bar.mean / longest, 1) if math.isfinite(bar.mean) else 0 for bar in found]
     return [
-        Bar(bar.arm, round(100 * bar.mean / longest, 1) if math.isfinite(bar.mean) else 0, tables.with_spread(bar.values))
-        for bar in found
+        Bar(bar.arm, bar.place % COLORS, width, tables.with_spread(bar.values))
+        for bar, width in zip(found, widths, strict=True)
     ]
 
 

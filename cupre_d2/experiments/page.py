@@ -5,7 +5,7 @@ from cupre_d2.experiments.outcome import Outcome
 
 PAIRED = (
     "Mask AP less that of a control, paired by fraction and seed (coco_long: COCO pre-training with as many COCO iterations "
-    "in all as cupre gets, the control that the paper lacks):"
+    "in all as cupre gets, the control that the paper lacks)."
 )
 EPOCHS = (
     "While fine-tuning: mask AP on the validation images, the mean over seeds (thick) and each seed (thin). A run that was "
@@ -16,10 +16,10 @@ ABLATION = (
     "What the parts of CUPre are worth, with the fewest annotations: cocopp has MoCo's backbone and COCO's neck and head, "
     "cupremm has no L2-SP, cuprepp has it in fine-tuning too. Mean, standard deviation over seeds, and each seed."
 )
-RATES = "Fine-tuning's learning rate was chosen an arm and fraction on the validation images, with the first seed:"
+RATES = "Fine-tuning's learning rate was chosen an arm and fraction on the validation images, with the first seed."
 ARMS = (
     "The same test images as each arm segments them, with the fewest annotations and the first seed; they were chosen by "
-    "their number of cells alone:"
+    "their number of cells alone."
 )
 
 

@@ -31,9 +31,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """An arm's mean over seeds, their standard deviation (NaN for one) and the values."""
+    """An arm's mean over seeds, their standard deviation (NaN for one) and the values; `place` is that of the arm."""
 
     arm: str
+    place: int
     mean: float
     spread: float
     values: list[float]
@@ -88,7 +89,8 @@ def ablation(rows: Sequence[Row]) -> list[Bar]:
     there = {arm: found for arm, found in values.items() if found}
     if not set(ABLATED) & set(there):
         return []
-    return [Bar(arm, *mean_and_spread(found), found) for arm, found in there.items()]
+    places = arms_of(rows)
+    return [Bar(arm, places.index(arm), *mean_and_spread(found), found) for arm, found in there.items()]
 
 
 def _middle(points: Sequence[XY]) -> XY:

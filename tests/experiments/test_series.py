@@ -47,7 +47,7 @@ def test_against_fractions() -> None:
 def test_ablation_is_of_the_smallest_fraction_in_the_papers_order() -> None:
     assert series.ablation(ROWS) == []
     bars = series.ablation([*ROWS, row("cuprepp", 5, 0, 3.0), row("cocopp", 5, 0, 1.0), row("cocopp", 5, 1, 3.0)])
-    assert [bar.arm for bar in bars] == ["coco", "cocopp", "cupre", "cuprepp"]
+    assert [(bar.arm, bar.place) for bar in bars] == [("coco", 0), ("cocopp", 3), ("cupre", 1), ("cuprepp", 2)]
     assert (bars[1].mean, bars[1].spread) == (2.0, pytest.approx(math.sqrt(2)))
     assert bars[2].values == [13.0, 21.0] and math.isnan(bars[3].spread)
 

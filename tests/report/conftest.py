@@ -1,7 +1,9 @@
 """A finished pipeline as it lies on disk, made by hand: nothing is trained."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,36 @@ def output(register: Callable[..., None], tmp_path: Path) -> Path:
     folder = write_output(tmp_path / "out", METRICS, [DATASET])
     write_results(folder / "2_finetune", DATASET, [result(*one) for one in FOUND])
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        # The sandbox does not start for root, as whom containers run.
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture()
+def visit(browser: Any) -> Callable[[Path], AbstractContextManager[Any]]:
+    """Opens a file on a phone; whatever the page asks for or complains about until it is left fails the test."""
+
+    @contextmanager
+    def visit(path: Path) -> Iterator[Any]:
+        heard: list[str] = []
+        opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="light")
+        opened.on("console", lambda message: heard.append(message.text))
+        opened.on("pageerror", lambda error: heard.append(str(error)))
+        opened.on("request", lambda request: heard.append(request.url))
+        opened.goto(path.as_uri())
+        yield opened
+        opened.close()
+        assert [text for text in heard if text != path.as_uri() and not text.startswith("data:image/jpeg")] == []
+
+    return visit

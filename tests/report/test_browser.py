@@ -1,7 +1,7 @@
 """The page in a browser, where Debian's chromium and Python's playwright are installed."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +9,15 @@ import pytest
 
 from cupre_d2.report import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        # The sandbox does not start for root, as whom containers run.
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture()
-def page(browser: Any, output: Path) -> Iterator[Any]:
-    """The report, opened; what it asks for or complains about fails the test."""
-    heard: list[str] = []
-    opened = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="light")
-    opened.on("console", lambda message: heard.append(message.text))
-    opened.on("pageerror", lambda error: heard.append(str(error)))
-    opened.on("request", lambda request: heard.append(request.url))
+def page(visit: Callable[[Path], AbstractContextManager[Any]], output: Path) -> Iterator[Any]:
     path = write_report(output)
     assert path
-    opened.goto(path.as_uri())
-    yield opened
-    opened.close()
-    assert [text for text in heard if text != path.as_uri() and not text.startswith("data:image/jpeg")] == []
+    with visit(path) as opened:
+        yield opened
 
 
 def settle(page: Any) -> None:
