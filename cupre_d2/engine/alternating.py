@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from cupre_d2.data.loaders import (
     Record,
@@ -15,8 +16,9 @@ from cupre_d2.data.loaders import (
     training_records,
     unlabeled_records,
 )
-from cupre_d2.engine.preflight import check_annotated, check_solver, check_unlabeled
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer, build_evaluator
+from cupre_d2.engine.preflight import check_annotated, check_evaluators, check_network, check_settings, check_unlabeled
+from cupre_d2.engine.rules import check_solver
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
 from cupre_d2.engine.trainers import build_network, trainable_here
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
@@ -99,6 +101,13 @@ def moco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
     return cfg
 
 
+def moco_network_config(cfg: CfgNode) -> CfgNode:
+    """The stage's config with MoCo in its detector's place."""
+    cfg = moco_phase_config(cfg, 1)
+    cfg.MODEL.META_ARCHITECTURE = "MoCo"
+    return cfg
+
+
 def coco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
     """The stage's config, its schedule as long as all COCO phases together."""
     cfg = cfg.clone()
@@ -150,13 +159,13 @@ class AlternatingTrainer(StageTrainer):
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
-        check_solver(cfg.SOLVER, "SOLVER")
-        check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER")
+        check_settings(cfg)
+        check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", comm.get_world_size())
         check_annotated(cfg, cfg.DATASETS.TRAIN)
         check_annotated(cfg, cfg.DATASETS.TEST)
-        for name in cfg.DATASETS.TEST:
-            build_evaluator(cfg, name)
+        check_evaluators(cfg)
         check_unlabeled(cfg)
+        check_network(moco_network_config(cfg))
         backbone_policy(cfg)
         annotated, unlabeled = training_records(cfg), unlabeled_records(cfg)
         shard(annotated, 0, cfg.AMT2.ROUNDS, cfg.SEED)

@@ -2,31 +2,41 @@
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from cupre_d2.data.catalog import check_images
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import check_percentiles
-from cupre_d2.errors import ConfigError
-from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known
+from cupre_d2.data.mappers import TwoViewMapper
+from cupre_d2.engine.rules import check_solver, check_values
+from cupre_d2.errors import ConfigError, CupreError
+from cupre_d2.evaluation.build import build_evaluators
 
 
-def check_solver(solver: CfgNode, key: str) -> None:
-    """Raises ConfigError for an optimizer, or numbers of iterations or images, that cannot be trained with."""
-    check_known(f"{key}.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
-    if "CLIP_GRADIENTS" in solver and solver.CLIP_GRADIENTS.ENABLED:
-        check_known(f"{key}.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
-    processes = comm.get_world_size()
-    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % processes:
-        raise ConfigError(
-            f"{key}.IMS_PER_BATCH {solver.IMS_PER_BATCH}: expected a positive multiple of the processes ({processes})"
-        )
-    if solver.get("MAX_ITER", 1) < 1:
-        raise ConfigError(f"{key}.MAX_ITER {solver.MAX_ITER}: expected at least 1")
-    if not solver.BASE_LR > 0:
-        raise ConfigError(f"{key}.BASE_LR {solver.BASE_LR}: expected a positive number")
+def check_settings(cfg: CfgNode) -> None:
+    """Raises ConfigError for values that no training can mean, or that no network is built with."""
+    check_values(cfg)
+    check_solver(cfg.SOLVER, "SOLVER", comm.get_world_size())
+    check_network(cfg)
+
+
+def check_network(cfg: CfgNode) -> None:
+    """Builds the stage's network without memory for its weights; raises ConfigError for settings that none is built with."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    try:
+        with torch.device("meta"):
+            build_model(cfg)
+    except CupreError:
+        raise
+    except Exception as error:  # Detectron2's builders answer wrong settings with errors of any kind.
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"MODEL: no network can be built ({type(error).__name__}: {reason})") from error
 
 
 def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -55,14 +65,26 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
                     )
 
 
+def check_evaluators(cfg: CfgNode) -> None:
+    """Raises ConfigError for settings of TEST that no evaluator can be built with."""
+    for name in cfg.DATASETS.TEST:
+        build_evaluators(cfg, name)
+
+
 def _is_mask(annotation: dict) -> bool:
     return isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd", 0)
 
 
 def check_unlabeled(cfg: CfgNode) -> None:
-    """Reads the unlabeled data sets: they exist and their images open; raises DatasetError otherwise."""
+    """Reads the unlabeled data sets: they exist and their images open.
+
+    Raises:
+        DatasetError: a data set or image that cannot be used.
+        ConfigError: there is none, or settings of INPUT.VIEWS or INPUT.PERCENTILES that cannot be.
+    """
     check_percentiles(cfg.INPUT.PERCENTILES)
     if not cfg.DATASETS.UNLABELED:
         raise ConfigError(f"DATASETS.UNLABELED: empty; {cfg.TRAINER} needs unlabeled images, e.g. ('cells_unlabeled',)")
+    TwoViewMapper(cfg)
     for name in cfg.DATASETS.UNLABELED:
         check_images(get_records(name), name)

@@ -29,7 +29,7 @@ class StageRecord:
     Attributes:
         seconds: of training, over all restarts.
         iterations: steps taken.
-        metrics: {data set: {"bbox" or "segm": {name: percent}}}.
+        metrics: {data set: {"bbox", "segm" or "labels": {name: percent}}}.
     """
 
     name: str
@@ -95,12 +95,21 @@ def versions() -> dict[str, str]:
 
 
 def table(metrics: Metrics) -> str:
-    """The metrics as a text table: a row a data set and task, percent."""
-    rows = []
+    """The metrics as text tables: a row a data set and task, percent; those of label images have a table of their own."""
+    detection, labels = [], []
     for dataset, tasks in metrics.items():
         for task, values in tasks.items():
-            rows.append([dataset, task, *(_percent(values.get(name)) for name in TABLE_METRICS)])
-    return tabulate(rows, headers=["data set", "task", *TABLE_METRICS], disable_numparse=True, stralign="right")
+            if task == "labels":
+                labels.append({"data set": dataset, **{name: _percent(value) for name, value in values.items()}})
+            else:
+                detection.append([dataset, task, *(_percent(values.get(name)) for name in TABLE_METRICS)])
+    tables = []
+    if detection or not labels:
+        headers = ["data set", "task", *TABLE_METRICS]
+        tables.append(tabulate(detection, headers=headers, disable_numparse=True, stralign="right"))
+    if labels:
+        tables.append(tabulate(labels, headers="keys", disable_numparse=True, stralign="right"))
+    return "\n\n".join(tables)
 
 
 def _percent(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from cupre_d2.engine.distributed import parallel, share_buffers
 from cupre_d2.engine.metrics_file import drop_later
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
 from cupre_d2.engine.stepper import Stepper
-from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
+from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
 from cupre_d2.randomness import seed_everything
 from cupre_d2.solver.l2_sp import L2SP
@@ -49,16 +48,6 @@ class RegularizedModel(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {**self.model(batched_inputs), "loss_l2sp": self.l2_sp.loss()}
-
-
-def build_evaluator(cfg: CfgNode, name: str) -> CellCOCOEvaluator:
-    """The evaluator of a data set of DATASETS.TEST; raises ConfigError for limits that cannot be."""
-    return CellCOCOEvaluator(
-        name,
-        max_dets=cfg.TEST.CELL_COCO.MAX_DETS,
-        area_limits=cfg.TEST.CELL_COCO.AREA_LIMITS,
-        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
-    )
 
 
 @dataclass
@@ -266,12 +255,12 @@ class StageTrainer(TrainerBase):
         return results
 
     def test(self) -> dict[str, Any]:
-        """Evaluates on DATASETS.TEST: {dataset: {"bbox" or "segm": {metric: value}}}; empty on other processes."""
+        """Evaluates on DATASETS.TEST: {dataset: {"bbox", "segm" or "labels": {metric: value}}}; empty on other processes."""
         results: dict[str, Any] = {}
         share_buffers(self.model)
         modes = {module: module.training for module in self.model.modules()}
         for name in self.cfg.DATASETS.TEST:
-            evaluators: list[Any] = [build_evaluator(self.cfg, name)]
+            evaluators = build_evaluators(self.cfg, name)
             if self.cfg.TEST.OVERLAYS:
                 evaluators.append(OverlayWriter(name, self.cfg.TEST.OVERLAYS, self.cfg.OUTPUT_DIR))
             loader = build_test_loader(self.cfg, name)

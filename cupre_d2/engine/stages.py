@@ -18,6 +18,7 @@ from cupre_d2.errors import ConfigError
 from cupre_d2.migration import migrate
 
 STAGE_REFERENCE = "stage:"
+LONGEST_MESSAGE = 300
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
     """
     raw = _read_yaml(config_file)
     own_output_dir = raw.get("OUTPUT_DIR", os.path.join("output", Path(config_file).stem))
-    pipeline = raw.pop("PIPELINE", {})
+    pipeline = _check_pipeline(config_file, raw.pop("PIPELINE", {}))
     files = [os.path.join(os.path.dirname(config_file), file) for file in pipeline.get("STAGES", [])]
     if not files:
         files, raw = [config_file], {}
@@ -103,6 +104,17 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
     return output_dir, _link(output_dir, names, cfgs)
 
 
+def _check_pipeline(config_file: str, pipeline: Any) -> dict[str, Any]:
+    if not isinstance(pipeline, dict):
+        raise ConfigError(f"{config_file}: PIPELINE {pipeline!r}: expected the keys STAGES and OVERRIDES")
+    stages, overrides = pipeline.get("STAGES", []), pipeline.get("OVERRIDES", [])
+    if not isinstance(stages, list) or not all(isinstance(file, str) for file in stages):
+        raise ConfigError(f"{config_file}: PIPELINE.STAGES {stages!r}: expected a list of YAML files")
+    if not isinstance(overrides, list):
+        raise ConfigError(f"{config_file}: PIPELINE.OVERRIDES {overrides!r}: expected a list [STAGE.KEY, value, ...]")
+    return pipeline
+
+
 def _read_yaml(file: str) -> dict[str, Any]:
     if not os.path.isfile(file):
         folder = Path(file).parent
@@ -111,7 +123,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raise ConfigError(f"{file}: no such config; {hint}")
     try:
         raw = CfgNode.load_yaml_with_base(file)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, AssertionError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, AssertionError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file}: not a readable YAML config: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected KEY: value pairs, found {type(raw).__name__}")
@@ -126,6 +138,8 @@ def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> 
     known = set(default_config())
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         head, _, rest = str(key).partition(".")
+        if head == "PIPELINE":
+            raise ConfigError(f"{source}: {key}: a pipeline's stages stand in its YAML file only")
         if head in single:
             single[head] += [rest, value]
         elif head in known:
@@ -157,7 +171,8 @@ def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any] = ()) -> str:
     message = " ".join(str(error).strip("'\"").split())
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
-        return message
+        # Of a value in a section's place, the message quotes the whole section.
+        return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ... {message[-60:]}"
     key = next((k for k in opts[0::2] if str(k).endswith(unknown[1])), unknown[1])
     return f"{key}: no such config key; {closest(key, _flat_keys(cfg))}"
 

@@ -9,8 +9,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
-from cupre_d2.engine.preflight import check_annotated, check_solver, check_unlabeled
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer, build_evaluator
+from cupre_d2.engine.preflight import check_annotated, check_evaluators, check_settings, check_unlabeled
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
 from cupre_d2.modeling.norms import revert_sync_batchnorm
@@ -51,12 +51,11 @@ class DetectionTrainer(StageTrainer):
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
-        check_solver(cfg.SOLVER, "SOLVER")
+        check_settings(cfg)
         check_annotated(cfg, cfg.DATASETS.TRAIN)
         training_records(cfg)
         check_annotated(cfg, cfg.DATASETS.TEST)
-        for name in cfg.DATASETS.TEST:
-            build_evaluator(cfg, name)
+        check_evaluators(cfg)
         return cfg.SOLVER.MAX_ITER
 
     def after_initial_weights(self) -> None:
@@ -82,7 +81,7 @@ class MoCoTrainer(StageTrainer):
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
-        check_solver(cfg.SOLVER, "SOLVER")
+        check_settings(cfg)
         check_unlabeled(cfg)
         if cfg.DATASETS.TEST:
             raise ConfigError(f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: MoCo detects nothing; expected ()")

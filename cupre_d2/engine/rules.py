@@ -1,0 +1,203 @@
+"""What the values of a config must be, beyond their types, which Detectron2 checks."""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from cupre_d2.engine.stages import default_config
+from cupre_d2.engine.stepper import PRECISIONS
+from cupre_d2.errors import ConfigError
+from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known
+
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+WARMUPS = ("linear", "constant")
+CROPS = ("relative_range", "relative", "absolute", "absolute_range")
+FLIPS = ("horizontal", "vertical", "none")
+SAMPLINGS = ("choice", "range")
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+POOLERS = ("ROIPool", "ROIAlign", "ROIAlignV2")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for a value, and how to say so."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _number(least: float, most: float = math.inf, open_: bool = False) -> Callable[[Any], bool]:
+    """`open_`: the least itself is no such number."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (least < value if open_ else least <= value) and value <= most
+
+    return holds
+
+
+def _all(holds: Callable[[Any], bool], shortest: int = 1) -> Callable[[Any], bool]:
+    return lambda values: len(values) >= shortest and all(map(holds, values))
+
+
+def _one_of(names: Collection[str]) -> Rule:
+    return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
+
+
+POSITIVE = Rule(_number(0, open_=True), "a number above 0")
+NOT_NEGATIVE = Rule(_number(0), "a number that is not negative")
+SHARE = Rule(_number(0, 1), "a number from 0 to 1")
+COUNT = Rule(_number(1), "at least 1")
+COUNT_OR_NONE = Rule(_number(0), "0 or more")
+COUNTS = Rule(_all(_number(1)), "one or more numbers of at least 1")
+THREE = Rule(lambda values: len(values) == 3 and all(map(_number(-math.inf), values)), "three numbers")
+THREE_POSITIVE = Rule(lambda values: len(values) == 3 and all(map(_number(0, open_=True), values)), "three numbers above 0")
+SHARES = Rule(_all(_number(0, 1)), "one or more numbers from 0 to 1")
+POSITIVES = Rule(
+    lambda values: bool(values) and all(_all(_number(0, open_=True))(inner) for inner in values),
+    "one or more lists of numbers above 0",
+)
+
+RULES: dict[str, Rule] = {
+    "AMT2.COCO_ITERS": COUNT_OR_NONE,
+    "AMT2.MOCO_ITERS": COUNT_OR_NONE,
+    "AMT2.ROUNDS": COUNT,
+    "DATALOADER.NUM_WORKERS": COUNT_OR_NONE,
+    "INPUT.CROP.TYPE": _one_of(CROPS),
+    "INPUT.FORMAT": _one_of(("RGB", "BGR", "L")),
+    "INPUT.MASK_FORMAT": _one_of(("polygon", "bitmask")),
+    "INPUT.MAX_SIZE_TEST": COUNT,
+    "INPUT.MAX_SIZE_TRAIN": COUNT,
+    "INPUT.MIN_SIZE_TEST": COUNT_OR_NONE,
+    "INPUT.MIN_SIZE_TRAIN": COUNTS,
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": _one_of(SAMPLINGS),
+    "INPUT.RANDOM_FLIP": _one_of(FLIPS),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": POSITIVES,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": Rule(lambda value: _number(0, 1)(value) and value < 1, "a number from 0, below 1"),
+    "MODEL.ANCHOR_GENERATOR.SIZES": POSITIVES,
+    "MODEL.BACKBONE.FREEZE_AT": Rule(_number(0, 5), "a number from 0 to 5"),
+    "MODEL.FPN.FUSE_TYPE": _one_of(("sum", "avg")),
+    "MODEL.FPN.OUT_CHANNELS": COUNT,
+    "MODEL.PIXEL_MEAN": THREE,
+    "MODEL.PIXEL_STD": THREE_POSITIVE,
+    "MODEL.RESNETS.GN_GROUPS": COUNT,
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": SHARES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _one_of(BOX_LOSSES),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": COUNT,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": COUNT_OR_NONE,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _one_of(POOLERS),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": NOT_NEGATIVE,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": SHARES,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": SHARE,
+    "MODEL.ROI_HEADS.NUM_CLASSES": COUNT,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": SHARE,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": SHARE,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": COUNT,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": COUNT_OR_NONE,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _one_of(POOLERS),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": COUNT,
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _one_of(BOX_LOSSES),
+    "MODEL.RPN.IOU_THRESHOLDS": SHARES,
+    "MODEL.RPN.NMS_THRESH": SHARE,
+    "MODEL.RPN.POSITIVE_FRACTION": SHARE,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": COUNT,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": COUNT,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": COUNT,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": COUNT,
+    "MODEL.RPN.SMOOTH_L1_BETA": NOT_NEGATIVE,
+    "SOLVER.AMP.DTYPE": _one_of(tuple(PRECISIONS)),
+    "SOLVER.BASE_LR_END": NOT_NEGATIVE,
+    "SOLVER.BIAS_LR_FACTOR": NOT_NEGATIVE,
+    "SOLVER.CHECKPOINT_KEEP": COUNT,
+    "SOLVER.CHECKPOINT_PERIOD": COUNT,
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
+    "SOLVER.GAMMA": POSITIVE,
+    "SOLVER.L2SP.ALPHA": SHARE,
+    "SOLVER.L2SP.WEIGHT": NOT_NEGATIVE,
+    "SOLVER.NONFINITE_LIMIT": COUNT,
+    "SOLVER.NUM_DECAYS": COUNT_OR_NONE,
+    "SOLVER.STEPS": Rule(lambda steps: all(map(_number(0), steps)) and list(steps) == sorted(set(steps)), "rising numbers"),
+    "SOLVER.WARMUP_FACTOR": SHARE,
+    "SOLVER.WARMUP_METHOD": _one_of(WARMUPS),
+    "SOLVER.WEIGHT_DECAY_NORM": NOT_NEGATIVE,
+    "TEST.DETECTIONS_PER_IMAGE": COUNT,
+    "TEST.EVAL_PERIOD": COUNT_OR_NONE,
+    "TEST.LABELS.SCORE_THRESHOLD": SHARE,
+    "TEST.OVERLAYS": COUNT_OR_NONE,
+}
+
+# Of SOLVER and of AMT2.MOCO_SOLVER.
+SOLVER_RULES: dict[str, Rule] = {
+    "ACCUMULATE": COUNT,
+    "BASE_LR": POSITIVE,
+    "LR_SCHEDULER_NAME": _one_of(SCHEDULERS),
+    "MOMENTUM": Rule(lambda value: _number(0, 1)(value) and value < 1, "a number from 0, below 1"),
+    "WARMUP_ITERS": COUNT_OR_NONE,
+    "WEIGHT_DECAY": NOT_NEGATIVE,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Raises ConfigError for the first value, by name, that no training can mean."""
+    _check_given(cfg, default_config())
+    for key, rule in RULES.items():
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
+        _check(key, value, rule)
+    if cfg.INPUT.CROP.ENABLED:
+        most = 1.0 if cfg.INPUT.CROP.TYPE.startswith("relative") else math.inf
+        size = Rule(lambda values: len(values) == 2 and all(map(_number(0, most, open_=True), values)), "two sizes above 0")
+        _check("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, size)
+    _check("MODEL.DEVICE", cfg.MODEL.DEVICE, Rule(_is_device, "a device of torch, e.g. cuda or cpu"))
+
+
+def _check_given(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    # Detectron2 takes None for a value of any type.
+    for key, default in defaults.items():
+        if isinstance(default, CfgNode):
+            _check_given(cfg[key], default, f"{prefix}{key}.")
+        elif cfg[key] is None and default is not None:
+            raise ConfigError(f"{prefix}{key} None: expected a value as {default!r}")
+
+
+def check_solver(solver: CfgNode, key: str, processes: int) -> None:
+    """Of SOLVER or AMT2.MOCO_SOLVER, which `key` names; raises ConfigError as `check_values`."""
+    for name, rule in SOLVER_RULES.items():
+        _check(f"{key}.{name}", solver[name], rule)
+    check_known(f"{key}.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    if "CLIP_GRADIENTS" in solver and solver.CLIP_GRADIENTS.ENABLED:
+        check_known(f"{key}.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
+    batch = solver.IMS_PER_BATCH
+    if batch < 1 or batch % processes:
+        raise ConfigError(f"{key}.IMS_PER_BATCH {batch}: expected a positive multiple of the processes ({processes})")
+    if batch // processes < solver.ACCUMULATE:
+        raise ConfigError(
+            f"{key}.ACCUMULATE {solver.ACCUMULATE}: expected at most the images a process ({batch // processes})"
+        )
+    if "MAX_ITER" in solver:
+        _check(f"{key}.MAX_ITER", solver.MAX_ITER, COUNT)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _check(key: str, value: Any, rule: Rule) -> None:
+    try:
+        holds = rule.holds(value)
+    except TypeError:
+        holds = False
+    if not holds:
+        raise ConfigError(f"{key} {value!r}: expected {rule.expected}")
