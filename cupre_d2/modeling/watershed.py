@@ -52,7 +52,8 @@ def segment(probabilities: np.ndarray, border: str, thresholds: Thresholds) -> t
     - "inner": as foreground, p(foreground) = p(cell) + p(border).
     - "outer": not, p(foreground) = p(cell). Where cells touch, the gap between them stays background.
     - "both": half of the border is a cell's; a border counts so much that it is neither low ground nor a start of the
-      background, and is shared between cell and background where they meet halfway.
+      background, and is shared between cell and background where they meet halfway. Background that is narrower than two
+      borders has no start and goes to the cells.
 
     Args:
         probabilities: 3 x H x W float32 of background, cell, border, 0..1.
@@ -74,7 +75,8 @@ def segment(probabilities: np.ndarray, border: str, thresholds: Thresholds) -> t
     is_background = (flooded < thresholds.background) & (markers == 0)
     markers[is_background] = count
     relief = (flooded <= thresholds.relief).view(np.uint8)
-    # Background that meets nothing but background has nothing to flood, and is most of the image.
+    # Background that meets nothing but background has nothing to flood, and is most of the image. Without it only pixels
+    # that two cells reach at the same time may fall to the other one.
     in_play = cv2.dilate((~is_background).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
     labels = watershed(relief, markers, mask=in_play).astype(np.int32, copy=False)
     labels[labels == count] = 0
@@ -91,6 +93,19 @@ def _keep_likely(labels: np.ndarray, foreground: np.ndarray, threshold: float) -
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     labels.ravel()[pixels] = numbers[cells]
     return labels, scores[kept].clip(0, 1).astype(np.float32)
+
+
+def resize(labels: np.ndarray, scores: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of a label image and their scores at another size, by the nearest pixel; those that vanish are left out."""
+    if labels.shape == (height, width):
+        return labels, scores
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip((height, width), labels.shape, strict=True)
+    )
+    resized = labels[rows[:, None], columns]
+    left = np.bincount(resized.ravel(), minlength=len(scores) + 1) > 0
+    left[0] = False
+    return np.where(left, np.cumsum(left), 0).astype(np.int32)[resized], scores[left[1:]]
 
 
 def to_instances(labels: np.ndarray, scores: np.ndarray) -> Instances:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 from cupre_d2.errors import ConfigError, DatasetError
 from cupre_d2.modeling.borders import check_border, to_labels, to_target
 from cupre_d2.modeling.unet import UNetDecoder
-from cupre_d2.modeling.watershed import Thresholds, segment, to_instances
+from cupre_d2.modeling.watershed import Thresholds, resize, segment, to_instances
 
 CLASSES = 3
 # Pixels that images of a batch are padded with.
@@ -95,8 +95,8 @@ class SemanticWatershed(nn.Module):
 
         Returns:
             In training {"loss_semantic": mean cross-entropy over the pixels of all images}. Else, for each input,
-            {"instances": Instances} on the CPU, as `to_instances` makes them, of the size asked for: probabilities are
-            resized to it before the watershed.
+            {"instances": Instances} on the CPU, as `to_instances` makes them, of the size asked for. The watershed runs at
+            the size of the input, where borders have the width they were learned with; its cells are resized.
 
         Raises:
             DatasetError: in training, an image without "instances".
@@ -128,10 +128,8 @@ class SemanticWatershed(nn.Module):
             targets.append(to_target(labels, self.border, self.border_width))
         return ImageList.from_tensors(targets, self.decoder.stride, IGNORED).tensor
 
-    def _instances(self, logits: torch.Tensor, size: tuple[int, int], inputs: dict[str, Any]) -> Any:
+    def _instances(self, logits: torch.Tensor, size: tuple[int, int], inputs: dict[str, Any]) -> Instances:
         """From the logits, 3 x H x W, of a padded image of this size."""
-        wanted = (inputs.get("height", size[0]), inputs.get("width", size[1]))
         probabilities = logits[:, : size[0], : size[1]].float().softmax(0)
-        if wanted != tuple(size):
-            probabilities = interpolate(probabilities[None], wanted, mode="bilinear", align_corners=False)[0]
-        return to_instances(*segment(probabilities.cpu().numpy(), self.border, self.thresholds))
+        cells = segment(probabilities.cpu().numpy(), self.border, self.thresholds)
+        return to_instances(*resize(*cells, inputs.get("height", size[0]), inputs.get("width", size[1])))
