@@ -48,15 +48,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize(("accumulate", "policy"), [(1, "l2sp"), (2, "frozen")])
 def test_two_processes_are_one_with_both_batches(
-    accumulate: int, dataset_root: Path, slim: list[str], tmp_path: Path
+    accumulate: int, policy: str, dataset_root: Path, slim: list[str], tmp_path: Path
 ) -> None:
     """Losses, weights and queue of AMT² after 20 steps: 1 process with 4 images a batch, in parts; 2 with 2 each."""
     script = str(Path(__file__).with_name("two_processes.py"))
     parts = {"SOLVER.ACCUMULATE": accumulate, "AMT2.MOCO_SOLVER.ACCUMULATE": accumulate}
-    finish(start(dataset_root, script, "1", str(tmp_path / "one"), *settings(slim, **parts)))
-    finish(start(dataset_root, script, "2", str(tmp_path / "two"), *settings(slim)))
+    treatment = {"AMT2.BACKBONE_POLICY": policy}
+    finish(start(dataset_root, script, "1", str(tmp_path / "one"), *settings(slim, **parts, **treatment)))
+    finish(start(dataset_root, script, "2", str(tmp_path / "two"), *settings(slim, **treatment)))
     one, two = (torch.load(tmp_path / name / "end.pth", weights_only=True) for name in ("one", "two"))
     losses = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
     assert [len(steps) for steps in losses] == [20, 20]
@@ -87,6 +89,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
     command = [TRAIN_NET, "--num-gpus", "2", "--config-file", AMT2, *settings(slim)]
@@ -115,6 +118,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(dataset_root: Path,
             assert torch.equal(value, ends[1][part][name]), f"{part} {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "number"), [("1", signal.SIGTERM), ("1", signal.SIGUSR1), ("2", signal.SIGTERM)], ids=str
 )

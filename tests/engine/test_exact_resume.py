@@ -92,6 +92,7 @@ def measured(folder: Path) -> list[tuple[int, float]]:
     return [(row["iteration"], row["bbbc038_val/segm/AP"]) for row in rows if "bbbc038_val/segm/AP" in row]
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments(dataset_root: Path, slim: list[str], pipeline_file: Path, tmp_path: Path) -> None:
     train(pipeline_file, tmp_path / "whole", dataset_root, slim)
     kills = train(pipeline_file, tmp_path / "killed", dataset_root, slim, kills=22, seed=1)
@@ -100,6 +101,7 @@ def test_killed_at_twenty_moments(dataset_root: Path, slim: list[str], pipeline_
         check_equal(tmp_path / "whole_0", log.with_suffix(""))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_the_seed_everything(
     dataset_root: Path, slim: list[str], pipeline_file: Path, tmp_path: Path
 ) -> None:

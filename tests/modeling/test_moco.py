@@ -1,3 +1,4 @@
+import copy
 import math
 import warnings
 from collections import deque
@@ -202,6 +203,69 @@ def test_processes_share_one_queue(tmp_path: Path) -> None:
     assert int(ends[0]["queue_pointer"]) == int(ends[1]["queue_pointer"]) == 4
 
 
+class Watched(TinyEncoder):
+    """Notes the mean of each image of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[list[float]] = []
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls.append(x.mean((1, 2, 3)).tolist())
+        return super().forward(x)
+
+
+def test_batch_norms_see_parts_and_the_keys_parts_are_drawn() -> None:
+    torch.manual_seed(0)
+    moco = MoCo(query_encoder=Watched(), dim=DIM, queue_size=12, bn_splits=8)
+    inputs = batch(12)
+    moco(inputs)
+    queries, keys = moco.backbone["bottom_up"].calls, moco.key_encoder.calls
+    # Eight parts would have less than four images each.
+    assert [len(part) for part in queries] == [len(part) for part in keys] == [4, 4, 4]
+    expected = {view: [item[view].float().mean().item() for item in inputs] for view in ("query", "key")}
+    assert sum(queries, []) == pytest.approx(expected["query"])
+    assert sorted(sum(keys, [])) == pytest.approx(sorted(expected["key"]))
+    assert sum(keys, []) != pytest.approx(expected["key"])
+
+
+def test_keys_come_back_in_the_images_order() -> None:
+    moco = make(bn_splits=3)
+    images = moco._stack(batch(12), "key")
+    moco.key_encoder.norm.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(moco._keys(images), moco._embed(moco.key_encoder, moco.key_projector, images))
+
+
+def test_other_norms_see_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    encoder = Watched()
+    encoder.norm = nn.GroupNorm(2, 6)
+    moco = MoCo(query_encoder=encoder, dim=DIM, queue_size=12)
+    inputs = batch(8)
+    moco(inputs)
+    assert moco.key_encoder.calls[0] == pytest.approx([item["key"].float().mean().item() for item in inputs])
+    assert [len(part) for part in encoder.calls] == [8]
+
+
+def test_forwards_of_one_step_move_keys_and_queue_once() -> None:
+    encoder = Watched()
+    encoder.norm = nn.GroupNorm(2, 6)
+    whole = MoCo(query_encoder=encoder, dim=DIM, queue_size=12, momentum=0.9)
+    parts = copy.deepcopy(whole)
+    parts.forwards_per_step = 2
+    with torch.no_grad():
+        for moco in (whole, parts):
+            next(moco.backbone["bottom_up"].parameters()).add_(1)
+    inputs = batch(8)
+    whole(inputs)
+    before = parts.queue.clone()
+    parts(inputs[:4])
+    assert torch.equal(parts.queue, before)
+    parts(inputs[4:])
+    torch.testing.assert_close(dict(parts.state_dict()), dict(whole.state_dict()))
+
+
 def test_warns_of_a_queue_longer_than_the_data(caplog: pytest.LogCaptureFixture) -> None:
     moco = make()
     moco.warn_if_queue_exceeds(12)
@@ -235,6 +299,8 @@ def test_learns_to_tell_images_apart() -> None:
         ({"queue_size": 0}, "QUEUE_SIZE"),
         ({"momentum": 1.5}, "MOMENTUM"),
         ({"temperature": 0.0}, "TEMPERATURE"),
+        ({"bn_splits": 0}, "BN_SPLITS 0"),
+        ({"forwards_per_step": 0}, "ACCUMULATE 0"),
         ({"projector": "quadratic"}, "PROJECTOR"),
     ],
 )

@@ -91,3 +91,17 @@ def test_data_in_small(
         assert {"bytes"} < set(measured)
     DatasetCatalog.remove("big")
     MetadataCatalog.remove("big")
+
+
+@pytest.mark.slow
+def test_memory_in_small(tool: ModuleType) -> None:
+    """AMT² holds its parts and no more; recomputing keeps less for the backward pass."""
+    measure = importlib.import_module("benchmarks.process").measure
+    memory = importlib.import_module("benchmarks.memory")
+    config = str(Path("configs/mini/stages/amt2.yaml").resolve())
+    # AdamW holds two numbers a weight where the parts count one.
+    sgd = ("SOLVER.OPTIMIZER", "SGD", "AMT2.MOCO_SOLVER.OPTIMIZER", "SGD")
+    state = measure("memory", f"state({sgd!r}, {config!r})")
+    assert state["alive"] == pytest.approx(sum(state["parts"].values()), rel=0.02)
+    kept = [measure("memory", f"activations('moco', {opts!r}, {config!r})") for opts in ((), memory.RECOMPUTE)]
+    assert 0 < kept[1] < kept[0]
