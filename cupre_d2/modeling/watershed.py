@@ -85,13 +85,12 @@ def segment(probabilities: np.ndarray, border: str, thresholds: Thresholds) -> t
 
 def _keep_likely(labels: np.ndarray, foreground: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """The cells whose mean probability is not below the threshold, numbered anew, and that mean."""
-    pixels = np.flatnonzero(labels)
-    cells = labels.ravel()[pixels]
-    areas = np.bincount(cells)
-    scores = np.bincount(cells, foreground.ravel()[pixels]) / np.maximum(areas, 1)
+    areas = np.bincount(labels.ravel())
+    scores = np.bincount(labels.ravel(), foreground.ravel()) / np.maximum(areas, 1)
     kept = (areas > 0) & (scores >= threshold)
-    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    labels.ravel()[pixels] = numbers[cells]
+    kept[0] = False
+    if not kept[1:].all():
+        labels = np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
     return labels, scores[kept].clip(0, 1).astype(np.float32)
 
 
