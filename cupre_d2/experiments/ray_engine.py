@@ -5,6 +5,7 @@ same path too: a shared file system. Ray itself moves no file.
 """
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ def share(machines: Sequence[Mapping[str, float]], jobs: int) -> Share:
 
 
 class RayEngine:
-    """The cluster that RAY_ADDRESS names (RAY_AUTH_MODE=token if it asks for one) or that runs on this machine.
+    """The cluster that RAY_ADDRESS names (RAY_AUTH_MODE=token if it asks for one); without it, Ray is started here.
 
-    Without one, Ray is started here. Whether processes use a GPU is decided here too: start it where there is one.
+    RAY_ADDRESS=auto is the cluster that runs on this machine. Whether processes use a GPU is decided here too: start it
+    where there is one.
 
     Args:
         jobs: processes side by side on a machine.
@@ -71,8 +73,11 @@ class RayEngine:
         except ImportError as error:
             raise ConfigError("--engine ray: Ray is not installed; pip install -e '.[ray]'") from error
         self._ray: Any = ray
+        # Not Ray's own default: it goes on trying for ten minutes where a cluster ran on this machine once.
+        address = os.environ.get("RAY_ADDRESS", "local")
+        _check_answers(address)
         try:
-            ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+            ray.init(address, log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"--engine ray: no cluster ({' '.join(str(error).split())})") from error
         self._jobs = jobs
@@ -94,6 +99,17 @@ class RayEngine:
         variables = {**os.environ, **thread_variables(part.cpus)}
         reference = remote.remote(item.prepare(), item.log.absolute(), item.timing.absolute(), variables, Path.cwd())
         return RayAttempt(self._ray, reference, item)
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConfigError if nothing answers at host:port; other forms of address are Ray's to check."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"--engine ray: no cluster at RAY_ADDRESS={address} ({error})") from error
 
 
 def execute(command: Sequence[str], log: Path, timing: Path, environment: Mapping[str, str], folder: Path) -> int:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -30,11 +31,19 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         RayEngine(1)
 
 
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match="^--engine ray: no cluster at RAY_ADDRESS=127.0.0.1:1 .*refused"):
+        RayEngine(1)
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RayEngine]:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    engine = RayEngine(1)
-    yield engine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield RayEngine(1)
     ray.shutdown()
 
 
