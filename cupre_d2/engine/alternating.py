@@ -143,17 +143,11 @@ class AlternatingTrainer(StageTrainer):
 
         decayed = backbone_decay_parameters(detector) if self.policy == "l2sp" else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
-        phases = {
-            "moco": Phase.build(0, self._moco_cfg, self.moco, build_optimizer(self._moco_cfg, self.moco)),
-            "coco": Phase.build(
-                1,
-                self._coco_cfg,
-                detector,
-                build_optimizer(self._coco_cfg, detector, exclude_decay=decayed.values()),
-                self.l2_sp,
-                some_frozen=self.policy == "frozen",
-            ),
-        }
+        moco_phase = Phase.build(0, self._moco_cfg, self.moco, build_optimizer(self._moco_cfg, self.moco))
+        # What is frozen when the phase is built is no part of it: no gradient is exchanged or kept for it.
+        self._train_backbone(self.policy != "frozen")
+        optimizer = build_optimizer(self._coco_cfg, detector, exclude_decay=decayed.values())
+        phases = {"moco": moco_phase, "coco": Phase.build(1, self._coco_cfg, detector, optimizer, self.l2_sp)}
         extra: dict[str, Any] = {"l2_sp": self.l2_sp} if self.l2_sp else {}
         super().__init__(cfg, detector, phases, self.schedule.total, moco=self.moco, **extra)
 

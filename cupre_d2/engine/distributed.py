@@ -74,18 +74,12 @@ def _child(parent: int, main: Callable[..., None], *args: Any) -> None:
     main(*args)
 
 
-def parallel(network: nn.Module, device: str, some_unused: bool = False) -> nn.Module:
-    """The network with gradients averaged over the processes, if there are several.
-
-    Args:
-        some_unused: whether some parameters may be frozen later on, and so get no gradient.
-    """
+def parallel(network: nn.Module, device: str) -> nn.Module:
+    """The network with the gradients of what trains now averaged over the processes, if there are several."""
     if comm.get_world_size() == 1:
         return network
     devices = [comm.get_local_rank()] if device.startswith("cuda") else None
-    return nn.parallel.DistributedDataParallel(
-        network, device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
-    )
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 def share_buffers(network: nn.Module) -> None:

@@ -64,20 +64,10 @@ class Phase:
 
     @classmethod
     def build(
-        cls,
-        number: int,
-        cfg: CfgNode,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        l2_sp: L2SP | None = None,
-        some_frozen: bool = False,
+        cls, number: int, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, l2_sp: L2SP | None = None
     ) -> "Phase":
-        """The data are set later, when it is known where training starts (`stepper.reset_data_loader`).
-
-        Args:
-            some_frozen: whether parameters that train now may be frozen later.
-        """
-        network = parallel(model, cfg.MODEL.DEVICE, some_frozen)
+        """The data are set later, when it is known where training starts (`stepper.reset_data_loader`)."""
+        network = parallel(model, cfg.MODEL.DEVICE)
         network = RegularizedModel(network, l2_sp) if l2_sp else network
         return cls(number, Stepper(network, optimizer, cfg), build_lr_scheduler(cfg, optimizer))
 
