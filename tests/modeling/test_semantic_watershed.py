@@ -17,7 +17,6 @@ from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
 from cupre_d2.evaluation.label_evaluator import LabelEvaluator
 from cupre_d2.modeling.borders import to_target
 from cupre_d2.modeling.meta_arch.semantic_watershed import SemanticWatershed
-from cupre_d2.modeling.meta_arch.semantic_watershed_config import add_semantic_watershed_config
 from cupre_d2.modeling.unet import UNetDecoder
 from cupre_d2.modeling.watershed import Thresholds
 
@@ -259,8 +258,6 @@ def test_decoder_needs_maps_to_join() -> None:
 def config(name: str, depth: int) -> CfgNode:
     cfg = get_cfg()
     add_cupre_config(cfg)
-    if "UNET" not in cfg.MODEL:
-        add_semantic_watershed_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "SemanticWatershed"
     cfg.MODEL.BACKBONE.NAME = name
