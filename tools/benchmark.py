@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from cupre_d2.errors import CupreError
+from cupre_d2.one_line_errors import one_line_errors
 
 # Beside the benchmarks: what they share.
 SHARED = ("__init__", "figure", "process")
@@ -33,8 +33,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         sys.exit(main())
-    except CupreError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -8,7 +8,6 @@ compared with that config's model, and refused where the backbone is another.
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from detectron2.modeling import build_model
@@ -17,7 +16,7 @@ from torch import nn
 from cupre_d2.checkpoint.convert import Conversion, convert_weights
 from cupre_d2.checkpoint.report import SHOWN
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.errors import CupreError
+from cupre_d2.one_line_errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,8 +54,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(parse_args())
-    except CupreError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)

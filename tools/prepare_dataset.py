@@ -18,7 +18,7 @@ from cupre_d2.data.check import check
 from cupre_d2.data.check.survey import survey
 from cupre_d2.data.export import write_subset
 from cupre_d2.data.overview import overview
-from cupre_d2.errors import CupreError
+from cupre_d2.one_line_errors import one_line_errors
 
 COMMANDS = ("list", "check", "subset", "place")
 
@@ -63,8 +63,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         sys.exit(main(parse_args(sys.argv[1:])))
-    except CupreError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from cupre_d2.data import get_records
 from cupre_d2.engine.results import versions
-from cupre_d2.errors import ConfigError, CupreError
+from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import html, page, runner
 from cupre_d2.experiments.engines import ENGINES
 from cupre_d2.experiments.grid import SCALES, Experiment, load_grid
@@ -26,6 +26,7 @@ from cupre_d2.experiments.learning import read_curve
 from cupre_d2.experiments.outcome import Origin, Outcome, check_earlier
 from cupre_d2.experiments.plan import Plan
 from cupre_d2.experiments.scores import Row, validation
+from cupre_d2.one_line_errors import one_line_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,8 +114,5 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(parse_args())
-    except CupreError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -9,13 +9,11 @@ Exit codes: 0 finished; 2 input that cannot be used or a disk that cannot be wri
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
 from cupre_d2.engine import distributed, pipeline
-from cupre_d2.errors import CupreError
+from cupre_d2.one_line_errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,13 +51,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(parse_args())
-    except CupreError as error:
-        # A loader's process sends its error with its stack; the last line is the error.
-        line = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}; the last checkpoint is intact", file=sys.stderr)
-        sys.exit(2)

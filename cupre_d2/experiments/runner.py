@@ -77,7 +77,7 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
     running: dict[str, Running] = {}
     failed: list[Runnable] = []
     # A cluster's way to end a job. By default it would leave the processes behind, and the next run would start them twice.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RESUME_ME))
     try:
         while True:
             ready = [item for item in waiting if all(items[key].finished() for key in item.needs)]

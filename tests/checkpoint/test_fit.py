@@ -127,7 +127,9 @@ def test_images_of_other_channels(slim: list[str], tmp_path: Path) -> None:
 def test_shapes_that_no_network_has(value: torch.Tensor, slim: list[str], tmp_path: Path) -> None:
     model = slim_detector(slim)
     for name in ("conv1.weight", "conv2.conv.weight", "conv3.weight"):
-        refusal(model, model.state_dict() | {f"backbone.bottom_up.res2.0.{name}": value}, tmp_path)
+        key = f"backbone.bottom_up.res2.0.{name}"
+        reason = refusal(model, model.state_dict() | {key: value}, tmp_path)
+        assert any(part in reason for part in ("no ResNet or ResNeSt has", f"{key} {tuple(value.shape)}", "behind a block"))
 
 
 def test_other_classes_anchors_constants_and_counters_go_on(slim: list[str], tmp_path: Path) -> None:

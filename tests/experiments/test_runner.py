@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cupre_d2.engine.preemption import RESUME_ME
 from cupre_d2.experiments import local_engine, runner
 from cupre_d2.experiments.attempts import TaskError, read_seconds
 from cupre_d2.experiments.local_engine import LocalEngine
@@ -97,7 +98,7 @@ run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, LocalEng
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", main])
     wait_for(lambda: alive.is_file() and alive.read_text() != "")
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(60) == RESUME_ME
     wait_for(lambda: not Path("/proc", alive.read_text()).exists())
 
 
