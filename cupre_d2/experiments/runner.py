@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cupre_d2.engine.preemption import RESUME_ME
 from cupre_d2.experiments.attempts import TaskError
 
 logger = logging.getLogger(__name__)

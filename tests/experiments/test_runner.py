@@ -1,6 +1,5 @@
 """Order, threads, failures."""
 
-import signal
 import subprocess
 import sys
 import time
