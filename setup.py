@@ -20,6 +20,8 @@ setup(
         # Clustering.
         "scikit-learn>=1.6",
         "numba>=0.60",
+        # LAMB.
+        "timm>=1.0",
         "pillow",
         "tifffile",
         # The compressions that TIFF files come in.
@@ -50,8 +52,7 @@ setup(
             "mypy",
             "types-PyYAML",
             "types-tabulate",
-            # The peers that our ResNeSt is measured against.
-            "timm",
+            # With timm, what our ResNeSt is measured against.
             "resnest",
             # The report in a browser, where there is chromium.
             "playwright",

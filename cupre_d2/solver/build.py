@@ -1,4 +1,4 @@
-"""Optimizers from a config: Detectron2's keys, AdamW, and parameters whose decay L2-SP takes over."""
+"""Optimizers from a config: Detectron2's keys, AdamW, LAMB, and parameters whose decay L2-SP takes over."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -11,7 +11,7 @@ from torch import nn
 
 from cupre_d2.errors import ConfigError
 
-OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+OPTIMIZERS = ("SGD", "AdamW", "LAMB")
 CLIP_TYPES = ("full_model", "value", "norm")
 
 
@@ -28,7 +28,10 @@ def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """SOLVER.OPTIMIZER over the parameters that train, with Detectron2's SOLVER keys.
 
-    SGD decays as Detectron2 does. AdamW decays parameters of more than one dimension only, norms and biases never.
+    SGD decays as Detectron2 does. AdamW and LAMB (You et al. 2020, timm's) decay parameters of more than one dimension
+    only, norms and biases never; their betas are 0.9 and 0.999. Of LAMB timm would clip the norm of the gradient at 1; here
+    CLIP_GRADIENTS alone does.
+
     CLIP_GRADIENTS.CLIP_TYPE "full_model" clips the norm of the whole gradient; "value" and "norm" are Detectron2's, which
     clip each parameter's.
 
@@ -45,9 +48,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
     excluded = {id(parameter) for parameter in exclude_decay}
     groups = _parameter_groups(solver, model, excluded)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
+    if solver.OPTIMIZER == "LAMB":
+        options["max_grad_norm"] = None
     if solver.OPTIMIZER == "SGD":
         options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-    kind = OPTIMIZERS[solver.OPTIMIZER]
+    kind = _optimizer_class(solver.OPTIMIZER)
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
         return _clipping_whole_gradient(kind, solver.CLIP_GRADIENTS)(groups, **options)
     return maybe_add_gradient_clipping(cfg, kind(groups, **options))
@@ -63,8 +68,17 @@ def check_known(key: str, value: str, known: Collection[str]) -> None:
     raise ConfigError(f"{key} {value!r}: {hint}")
 
 
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    if name == "LAMB":
+        # Importing timm takes seconds.
+        from timm.optim.lamb import Lamb
+
+        return Lamb
+    return {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}[name]
+
+
 def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> list[dict[str, Any]]:
-    adamw = solver.OPTIMIZER == "AdamW"
+    weights_only = solver.OPTIMIZER != "SGD"
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -76,7 +90,7 @@ def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> 
     single = []
     for group in groups:
         for parameter in group["params"]:
-            undecayed = id(parameter) in excluded or (adamw and parameter.dim() <= 1)
+            undecayed = id(parameter) in excluded or (weights_only and parameter.dim() <= 1)
             decay = 0.0 if undecayed else group["weight_decay"]
             single.append({**group, "params": [parameter], "weight_decay": decay})
     return reduce_param_groups(single)

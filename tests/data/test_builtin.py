@@ -227,3 +227,32 @@ def test_real_data(names: list[str], images: int, instances: int) -> None:
     records = [record for name in names for record in get_records(name)]
     assert len({record["file_name"] for record in records}) == len(records) == images
     assert sum(len(record.get("annotations", ())) for record in records) == instances
+
+
+def write_types(root: Path, types: dict[str, str]) -> None:
+    rows = "".join(f"{image_id},{kind}\n" for image_id, kind in types.items())
+    (root / "bbbc038/types.csv").write_text("image_id,type\n" + rows)
+
+
+def test_bbbc038_known_and_unknown_types(root: Path) -> None:
+    write_bbbc038(root, 20)
+    kinds = {f"id{i}": "rare" if i < 4 else "common" for i in range(19)}
+    write_types(root, kinds)
+    known = [r["image_id"] for split in ("train", "val", "test") for r in get_records(f"bbbc038_known_{split}")]
+    assert sorted(known) == sorted(f"id{i}" for i in range(4, 19))
+    assert {r["image_id"] for r in get_records("bbbc038_known_test")} < {r["image_id"] for r in get_records("bbbc038_test")}
+    unknown = get_records("bbbc038_unknown")
+    assert {r["image_id"]: r["cell_type"] for r in unknown} == {f"id{i}": "rare" for i in range(4)}
+    assert all(len(record["annotations"]) == 1 for record in unknown)
+    unknown[0]["annotations"].clear()
+    assert all(record["annotations"] for record in get_records("bbbc038_unknown"))
+
+
+def test_bbbc038_types_of_images_that_are_missing(root: Path) -> None:
+    write_bbbc038(root, 20)
+    write_types(root, {"id1": "a", "id2": "b", "id20": "a", "id77": "b"})
+    with pytest.raises(DatasetError, match=r"types.csv: 2 of 4 images are not in .*stage1_train, the first id20; expected"):
+        get_records("bbbc038_unknown")
+    write_types(root, {})
+    with pytest.raises(DatasetError, match=r"no image is in bbbc038_types.csv; expected a list of your own, .*types.csv"):
+        get_records("bbbc038_known_train")

@@ -42,14 +42,15 @@ def test_sgd_decays_as_detectron2(cfg: CfgNode) -> None:
     assert "backbone.frozen.weight" not in found
 
 
-def test_adamw_decays_weights_only(cfg: CfgNode) -> None:
-    cfg.SOLVER.OPTIMIZER = "AdamW"
+@pytest.mark.parametrize("optimizer", ["AdamW", "LAMB"])
+def test_adamw_and_lamb_decay_weights_only(cfg: CfgNode, optimizer: str) -> None:
+    cfg.SOLVER.OPTIMIZER = optimizer
     model = Model()
     found = decays(model, build_optimizer(cfg, model))
     assert {name for name, decay in found.items() if decay} == {"backbone.conv.weight", "head.weight"}
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
 def test_l2sp_takes_over_the_backbones_decay(cfg: CfgNode, optimizer: str) -> None:
     cfg.SOLVER.OPTIMIZER = optimizer
     model = Model()
@@ -69,7 +70,23 @@ def test_bottom_up_is_the_backbone_of_a_pyramid() -> None:
     assert backbone_decay_parameters(model)["weight"] is pyramid.bottom_up.weight
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_lambs_first_step_is_the_papers(cfg: CfgNode) -> None:
+    """You et al. 2020, algorithm 2: w − η ‖w‖ / ‖r‖ r, and after one step r is the gradient's sign where nothing decays."""
+    cfg.SOLVER.OPTIMIZER = "LAMB"
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    # Without a decay timm takes ‖w‖ / ‖r‖ for 1, as its publishers do for biases and norms.
+    for decay in (0.0, 1e-12):
+        cfg.SOLVER.WEIGHT_DECAY = decay
+        model = Model()
+        weight = model.head.weight
+        before, gradient = weight.detach().clone(), torch.randn_like(weight) * 1000
+        weight.grad = gradient
+        build_optimizer(cfg, model).step()
+        ratio = before.norm() / gradient.sign().norm() if decay else 1.0
+        assert torch.allclose(weight, before - 0.1 * ratio * gradient.sign(), atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
 def test_clips_the_norm_of_the_whole_gradient(cfg: CfgNode, optimizer: str) -> None:
     cfg.SOLVER.OPTIMIZER = optimizer
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
@@ -103,7 +120,8 @@ def test_leaves_a_small_gradient_alone(cfg: CfgNode) -> None:
         ("AdamWW", "did you mean AdamW"),
         ("sgd", "did you mean SGD"),
         ("ADAM", "did you mean AdamW"),
-        ("?", "expected one of SGD, AdamW"),
+        ("lamb", "did you mean LAMB"),
+        ("?", "expected one of SGD, AdamW, LAMB"),
     ],
 )
 def test_unknown_optimizer(cfg: CfgNode, given: str, meant: str) -> None:

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import logging
 import re
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,6 +24,8 @@ SPLITS: tuple[Role, ...] = ("train", "val", "test")
 # ------------------------------------------------------------------------------------------------------------ BBBC038
 
 _BBBC038 = "bbbc038/stage1_train"
+_OWN_TYPES = "bbbc038/types.csv"
+_OUR_TYPES = Path(__file__).with_name("bbbc038_types.csv")
 
 
 def load_bbbc038(root: Path, role: Role) -> list[Record]:
@@ -57,14 +60,10 @@ def bbbc038_ids(root: Path, role: Role) -> list[str]:
 
 def _with_types(records: list[Record], root: Path) -> list[Record]:
     """Sets cell_type from bbbc038/types.csv, or where there is none from our own list; returns the records."""
-    file = root / "bbbc038/types.csv"
+    file = root / _OWN_TYPES
     if not file.exists():
-        file = Path(__file__).with_name("bbbc038_types.csv")
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"image_id", "type"} <= set(reader.fieldnames or ()):
-            raise DatasetError(f"{file}: columns {reader.fieldnames}; expected image_id,type")
-        types = {row["image_id"]: row["type"] for row in reader if row["type"]}
+        file = _OUR_TYPES
+    types = _read_types(file)
     for record in records:
         if record["image_id"] in types:
             record["cell_type"] = types[record["image_id"]]
@@ -72,6 +71,60 @@ def _with_types(records: list[Record], root: Path) -> list[Record]:
     if 0 < typed < len(records):
         logger.warning("%s: no type for %d of %d images", file, len(records) - typed, len(records))
     return records
+
+
+def _read_types(file: Path) -> dict[str, str]:
+    """Type of each image id that has one; raises DatasetError for a file without the columns image_id and type."""
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        if not {"image_id", "type"} <= set(reader.fieldnames or ()):
+            raise DatasetError(f"{file}: columns {reader.fieldnames}; expected image_id,type")
+        return {row["image_id"]: row["type"] for row in reader if row["type"]}
+
+
+def load_bbbc038_types(root: Path, known: bool, roles: tuple[Role, ...]) -> list[Record]:
+    """Images of these splits that are of the known type, or of the others; those without a type are in neither.
+
+    The deep-clustering paper annotates its CT1 alone, by far the most frequent of its types, and clusters and tests on
+    the others; the known type is the most frequent one of the list.
+
+    Raises:
+        DatasetError: types.csv names images that are not on disk, or no image on disk has a type.
+    """
+    types = bbbc038_types(root)
+    counts = Counter(types.values())
+    most = min(counts, key=lambda kind: (-counts[kind], kind))
+    wanted = {image_id for image_id, kind in types.items() if (kind == most) == known}
+    ids = tuple(image_id for role in roles for image_id in bbbc038_ids(root, role) if image_id in wanted)
+    return [{**record, "cell_type": types[record["image_id"]]} for record in copy.deepcopy(_load_masks(root, ids))]
+
+
+@lru_cache(maxsize=len(SPLITS) + 1)
+def _load_masks(root: Path, ids: tuple[str, ...]) -> list[Record]:
+    return load_mask_files(root / _BBBC038, ids)
+
+
+def bbbc038_types(root: Path) -> dict[str, str]:
+    """Type of each image on disk, by id: of bbbc038/types.csv, or where that is missing or has no row, of our own list.
+
+    Raises:
+        DatasetError: types.csv names images that are not on disk, or no image on disk has a type.
+    """
+    folder, own = root / _BBBC038, root / _OWN_TYPES
+    ids = set(list_ids(folder))
+    types = _read_types(own) if own.exists() else {}
+    absent = sorted(types.keys() - ids)
+    if absent:
+        raise DatasetError(
+            f"{own}: {len(absent)} of {len(types)} images are not in {folder}, the first {absent[0]}; expected the names "
+            "of its sub-folders"
+        )
+    types = {image_id: kind for image_id, kind in (types or _read_types(_OUR_TYPES)).items() if image_id in ids}
+    if not types:
+        raise DatasetError(f"{folder}: no image is in {_OUR_TYPES.name}; expected a list of your own, {own} (image_id,type)")
+    if len(types) < len(ids):
+        logger.warning("%s: left out %d of %d images, which have no type", folder, len(ids) - len(types), len(ids))
+    return types
 
 
 BBBC038 = PublicDataset(
@@ -85,9 +138,16 @@ BBBC038 = PublicDataset(
     parts=(Part(_BBBC038, ("stage1_train.zip",)),),
     image_files=(f"{_BBBC038}/*/images/*.png",),
     images=670,
-    splits=tuple(
-        Split(f"bbbc038_{role}", role, (_BBBC038,), partial(load_bbbc038, role=role), images)
-        for role, images in zip(SPLITS, (536, 67, 67), strict=True)
+    splits=(
+        *(
+            Split(f"bbbc038_{role}", role, (_BBBC038,), partial(load_bbbc038, role=role), images)
+            for role, images in zip(SPLITS, (536, 67, 67), strict=True)
+        ),
+        *(
+            Split(f"bbbc038_known_{role}", role, (_BBBC038,), partial(load_bbbc038_types, known=True, roles=(role,)))
+            for role in SPLITS
+        ),
+        Split("bbbc038_unknown", "all", (_BBBC038,), partial(load_bbbc038_types, known=False, roles=SPLITS)),
     ),
 )
 
