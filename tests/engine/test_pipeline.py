@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cupre_d2.engine import pipeline
+from cupre_d2.engine.results import table
 from cupre_d2.engine.stages import Stage, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError
 
@@ -118,3 +119,14 @@ def test_unknown_stage(slim: list[str], tmp_path: Path) -> None:
     _, stages = load_stages(write_pipeline(tmp_path), slim)
     with pytest.raises(ConfigError, match="--stage finetune: no such stage; did you mean finetune_bbbc038_5pct"):
         pipeline.select(stages, "finetune")
+
+
+def test_evaluators_of_the_config(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    """What TEST.EVALUATORS asks for is in results.json and in the table."""
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path), "TEST.EVALUATORS", "('labels', 'cell_coco')"]
+    opts += ["DATASETS.TRAIN", "('bbbc038_train',)", "TEST.OVERLAYS", "0"]
+    metrics = pipeline.run(pipeline.prepare("configs/mini/stages/finetune_bbbc038_5pct.yaml", opts))
+    (scores,) = metrics.values()
+    assert {"bbox", "segm", "labels"} == set(scores)
+    assert {"DSB2018", "AJI", "PQ", "F1_50"} <= set(scores["labels"])
+    assert "DSB2018" in table(metrics) and "AR2000" in table(metrics)
