@@ -5,7 +5,7 @@ from detectron2.config import CfgNode as CN
 
 def add_cupre_config(cfg: CN) -> None:
     """Adds this plugin's keys and their defaults to a Detectron2 config, in place."""
-    # Which registered trainer runs this stage: DetectionTrainer, MoCoTrainer, AlternatingTrainer.
+    # Which registered trainer runs this stage: DetectionTrainer, MoCoTrainer, AlternatingTrainer, ClusteringTrainer.
     cfg.TRAINER = "DetectionTrainer"
 
     # A pipeline is a config that names stages: YAML files, relative to the file that names them.
@@ -14,7 +14,7 @@ def add_cupre_config(cfg: CN) -> None:
     # Settings for one stage each: ["amt2.SOLVER.BASE_LR", 0.01, ...]. Other keys of a pipeline's YAML reach all stages.
     cfg.PIPELINE.OVERRIDES = []
 
-    # The unlabeled images MoCo and AMT² learn from: dataset names; annotations, where there are any, are not read.
+    # The unlabeled images that MoCo, AMT² and clustering learn from: dataset names; annotations, if any, are not read.
     cfg.DATASETS.UNLABELED = ()
 
     # Contrast of each image: grey values between these percentiles are stretched over 0 to 255, () for none. Colour images
@@ -27,6 +27,7 @@ def add_cupre_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_evaluation(cfg)
     _add_semantic_watershed(cfg)
+    _add_clustering(cfg)
 
 
 def _add_resnest(cfg: CN) -> None:
@@ -129,8 +130,39 @@ def _add_semantic_watershed(cfg: CN) -> None:
     keys.SCORE_THRESHOLD = 0.6
 
 
+def _add_clustering(cfg: CN) -> None:
+    # The deep-clustering paper's augmentation, in place of all other settings of INPUT on size, crop and flip; clustering
+    # always has it.
+    cfg.INPUT.CELL_AUGMENTATION = CN()
+    cfg.INPUT.CELL_AUGMENTATION.ENABLED = False
+    # Side of the random crop, pixels; smaller images are padded with black.
+    cfg.INPUT.CELL_AUGMENTATION.SIZE = 256
+    # Of each: channels in another order, inversion, quarter turns, horizontal flip, vertical flip.
+    cfg.INPUT.CELL_AUGMENTATION.PROB = 0.5
+    # Smallest and largest factor of the size, and how often it is not 1.
+    cfg.INPUT.CELL_AUGMENTATION.SCALE = (0.5, 2.0)
+    cfg.INPUT.CELL_AUGMENTATION.SCALE_PROB = 0.25
+
+    cfg.CLUSTERING = CN()
+    # "kmeans" (online), "neural_gas" or "growing_neural_gas", with the paper's numbers.
+    cfg.CLUSTERING.ALGORITHM = "neural_gas"
+    # k; for growing neural gas the most that it grows to, at least the 5 it starts with.
+    cfg.CLUSTERING.CLUSTERS = 500
+    # Augmented crops of DATASETS.UNLABELED that are drawn for a clustering.
+    cfg.CLUSTERING.SAMPLES = 5000
+    # Principal components of the pooled latent that are clustered.
+    cfg.CLUSTERING.COMPONENTS = 32
+    # Side of the random part of a sample that the encoder trains on, pixels.
+    cfg.CLUSTERING.CROP = 128
+    # Iterations from one clustering to the next, with new samples; 0 is one clustering for the whole stage, as in the paper.
+    cfg.CLUSTERING.PERIOD = 0
+    # The encoder's batch norms while it trains on pseudo-labels: "train" normalises by the batch and lets the running
+    # statistics follow, "frozen" normalises by the running statistics and leaves them. Other norms know no difference.
+    cfg.CLUSTERING.NORM_POLICY = "train"
+
+
 def _add_solver(cfg: CN) -> None:
-    # "SGD" (Detectron2's) or "AdamW".
+    # "SGD" (Detectron2's), "AdamW" or "LAMB".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Parts that a batch is computed in, one after the other: the memory of a part, the gradient of the whole.
     cfg.SOLVER.ACCUMULATE = 1

@@ -79,21 +79,24 @@ def build_detection_loader(cfg: CfgNode, records: list[Record], seed: Sequence[i
         start: how many batches to leave out, those that an earlier run has seen.
     """
     groups = aspect_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else [0] * len(records)
-    return _build_loader(cfg, records, DetectionMapper(cfg, True), groups, seed, start)
+    dataset = DatasetFromList(records, copy=False)
+    return build_endless_loader(cfg, dataset, DetectionMapper(cfg, True), groups, seed, start)
 
 
 def build_view_loader(cfg: CfgNode, records: list[Record], seed: Sequence[int] = (0,), start: int = 0) -> DataLoader:
     """Endless loader of pairs of views, SOLVER.IMS_PER_BATCH over all processes; as `build_detection_loader`."""
-    return _build_loader(cfg, records, TwoViewMapper(cfg), [0] * len(records), seed, start)
+    dataset = DatasetFromList(records, copy=False)
+    return build_endless_loader(cfg, dataset, TwoViewMapper(cfg), [0] * len(records), seed, start)
 
 
-def _build_loader(
-    cfg: CfgNode, records: list[Record], mapper: Any, groups: list[int], seed: Sequence[int], start: int
+def build_endless_loader(
+    cfg: CfgNode, dataset: Any, mapper: Any, groups: list[int], seed: Sequence[int], start: int
 ) -> DataLoader:
+    """Endless loader of what `mapper` makes of the records of `dataset`, batched by `groups`; see EndlessBatches."""
     processes = comm.get_world_size()
     batches = EndlessBatches(groups, cfg.SOLVER.IMS_PER_BATCH, seed, start, comm.get_rank(), processes)
     return DataLoader(
-        SeededDataset(DatasetFromList(records, copy=False), mapper, seed),
+        SeededDataset(dataset, mapper, seed),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

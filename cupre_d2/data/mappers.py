@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor
 
+from cupre_d2.data.augmentation import cell_augmentations
 from cupre_d2.data.images import check_percentiles, read_record
 from cupre_d2.data.views import TwoViews
 from cupre_d2.errors import ConfigError, DatasetError
@@ -91,8 +92,11 @@ class DetectionMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Reads INPUT.PERCENTILES, and what Detectron2's mapper reads."""
-        return {**super().from_config(cfg, is_train), "percentiles": cfg.INPUT.PERCENTILES}
+        """Reads INPUT.PERCENTILES, INPUT.CELL_AUGMENTATION, and what Detectron2's mapper reads."""
+        options = {**super().from_config(cfg, is_train), "percentiles": cfg.INPUT.PERCENTILES}
+        if is_train and cfg.INPUT.CELL_AUGMENTATION.ENABLED:
+            options |= {"augmentations": cell_augmentations(cfg), "recompute_boxes": cfg.MODEL.MASK_ON}
+        return options
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Returns the record with "image", a uint8 tensor 3xHxW, and in training "instances" in place of "annotations".

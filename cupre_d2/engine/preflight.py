@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from torch import nn
 
 from cupre_d2.data.catalog import check_images
 from cupre_d2.data.few_shot import get_records
@@ -24,14 +25,14 @@ def check_settings(cfg: CfgNode) -> None:
     check_network(cfg)
 
 
-def check_network(cfg: CfgNode) -> None:
-    """Builds the stage's network without memory for its weights; raises ConfigError for settings that none is built with."""
+def check_network(cfg: CfgNode) -> nn.Module:
+    """The stage's network, without memory for its weights; raises ConfigError for settings that none is built with."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     try:
         with torch.device("meta"):
-            build_model(cfg)
+            return build_model(cfg)
     except CupreError:
         raise
     except Exception as error:  # Detectron2's builders answer wrong settings with errors of any kind.
@@ -44,15 +45,20 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
 
     Raises:
         DatasetError: a data set, record or image that cannot be used.
-        ConfigError: MODEL.ROI_HEADS.NUM_CLASSES or INPUT.MASK_FORMAT that does not fit the data set, or an
-            INPUT.PERCENTILES that is none.
+        ConfigError: MODEL.ROI_HEADS.NUM_CLASSES or INPUT.MASK_FORMAT that does not fit the data set, several classes where
+            SemanticWatershed tells none apart, or an INPUT.PERCENTILES that is none.
     """
     check_percentiles(cfg.INPUT.PERCENTILES)
     for name in names:
         records = get_records(name)
         check_images(records, name)
         classes = MetadataCatalog.get(name).get("thing_classes", ())
-        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticWatershed":
+            if len(classes) != 1:
+                raise ConfigError(
+                    f"MODEL.META_ARCHITECTURE SemanticWatershed: {name} has {len(classes)} classes; expected one, cells"
+                )
+        elif len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: {name} has {len(classes)} classes"
             )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from cupre_d2.engine.pseudo_labels import ALGORITHMS
 from cupre_d2.engine.stages import default_config
 from cupre_d2.engine.stepper import PRECISIONS
 from cupre_d2.errors import ConfigError
@@ -67,7 +68,21 @@ RULES: dict[str, Rule] = {
     "AMT2.COCO_ITERS": COUNT_OR_NONE,
     "AMT2.MOCO_ITERS": COUNT_OR_NONE,
     "AMT2.ROUNDS": COUNT,
+    "CLUSTERING.ALGORITHM": _one_of(ALGORITHMS),
+    "CLUSTERING.CLUSTERS": COUNT,
+    "CLUSTERING.COMPONENTS": COUNT,
+    "CLUSTERING.CROP": COUNT,
+    "CLUSTERING.NORM_POLICY": _one_of(("train", "frozen")),
+    "CLUSTERING.PERIOD": COUNT_OR_NONE,
+    "CLUSTERING.SAMPLES": COUNT,
     "DATALOADER.NUM_WORKERS": COUNT_OR_NONE,
+    "INPUT.CELL_AUGMENTATION.PROB": SHARE,
+    "INPUT.CELL_AUGMENTATION.SCALE": Rule(
+        lambda values: len(values) == 2 and _all(_number(0, open_=True))(values) and values[0] <= values[1],
+        "two numbers above 0, the smaller one first",
+    ),
+    "INPUT.CELL_AUGMENTATION.SCALE_PROB": SHARE,
+    "INPUT.CELL_AUGMENTATION.SIZE": COUNT,
     "INPUT.CROP.TYPE": _one_of(CROPS),
     "INPUT.FORMAT": _one_of(("RGB", "BGR", "L")),
     "INPUT.MASK_FORMAT": _one_of(("polygon", "bitmask")),
