@@ -97,7 +97,9 @@ class ClusteringTrainer(StageTrainer):
     def start_phase(self, name: str) -> None:
         round_, done = divmod(self.iter, self.round_length)
         records = unlabeled_records(self.cfg)
-        samples = draw_samples(self.cfg, records, self.cfg.CLUSTERING.SAMPLES, (self.seed, DRAWING, round_))
+        count = self.cfg.CLUSTERING.SAMPLES
+        logger.info(f"clustering {self.position()}: drawing {count} samples of {len(records)} images")
+        samples = draw_samples(self.cfg, records, count, (self.seed, DRAWING, round_))
         if done == 0:
             self._cluster(samples, round_)
         labels, seed = self._labels.labels.tolist(), (self.seed, TRAINING, round_)

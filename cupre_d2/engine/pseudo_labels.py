@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 
 from cupre_d2.clustering import GrowingNeuralGas, NeuralGas, OnlineKMeans
 from cupre_d2.data.samples import Samples
+from cupre_d2.engine.distributed import share_buffers
 from cupre_d2.errors import ClusteringError, CupreError
 from cupre_d2.modeling.latent import PooledLatent
 
@@ -56,6 +57,8 @@ def pseudo_labels(latent: PooledLatent, samples: Samples, keys: CfgNode, seed: i
     Raises:
         ClusteringError: latents that are not finite or all the same, or too few of them; raised on all processes.
     """
+    # Batch norms' running statistics are each process's own until then.
+    share_buffers(latent)
     shares = comm.all_gather(latent.of_samples(samples.images[comm.get_rank() :: comm.get_world_size()], LATENT_BATCH))
     latents = np.empty((len(samples), latent.channels))
     for rank, share in enumerate(shares):

@@ -1,7 +1,10 @@
 """Deep clustering on the tests' small images: what trains, what stays, resuming, and bad input."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -138,6 +141,22 @@ def test_rounds_cluster_anew(configure: Configure) -> None:
     changed = [not torch.equal(one, other) for one, other in zip(labels, labels[1:], strict=False)]
     assert changed == [False, False, True, False, False, True]
     assert trainer.position() == "round 3/3"
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_both_batches(configure: Configure, typed: Path, slim: list[str], tmp_path: Path) -> None:
+    cfg = configure("one", CLUSTERING__PERIOD=3)
+    train(cfg)
+    opts = options(slim, {"CLUSTERING.PERIOD": 3, "MODEL.WEIGHTS": cfg.MODEL.WEIGHTS, "OUTPUT_DIR": tmp_path / "two"})
+    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--num-gpus", "2", "--config-file", STAGE, *opts]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    one, two = final(cfg), torch.load(tmp_path / "two/1_clustering/model_final.pth", weights_only=True)
+    assert torch.equal(one["clusters"]["labels"], two["clusters"]["labels"])
+    for part in ("model", "linear"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("policy", ["train", "frozen"])
