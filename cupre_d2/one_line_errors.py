@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cupre_d2.errors import CupreError
+from cupre_d2.errors import CupreError, TrainingError
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Within, input that cannot be used ends the program with one line to stderr and exit code 2, as does a full disk."""
+    """Within, errors that people can mend end the program with one line to stderr.
+
+    The exit code is 2 for input that cannot be used and a disk that cannot be written, 1 for training that could not go on.
+    """
     try:
         yield
     except (CupreError, OSError) as error:
@@ -18,4 +21,4 @@ def one_line_errors() -> Iterator[None]:
         lines = str(error).splitlines() or [type(error).__name__]
         line = lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, TrainingError) else 2)

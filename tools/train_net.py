@@ -4,21 +4,24 @@
 The same command again goes on where it stopped. Overrides follow as Detectron2 takes them: `KEY value` for every stage,
 `STAGE.KEY value` for one. `--num-gpus N` starts N processes, on a machine without GPUs N of its CPU; torchrun works too.
 
-Exit codes: 0 finished; 2 input that cannot be used or a disk that cannot be written, said in one line; 75 a signal
-(SIGTERM, SIGUSR1) ended it with a checkpoint: run it again.
+Exit codes: 0 finished; 1 training could not go on; 2 input that cannot be used or a disk that cannot be written; 75 a
+signal (SIGTERM, SIGUSR1) ended it with a checkpoint: run it again.
 """
 
 import argparse
 
 from detectron2.engine import default_argument_parser
 
-from cupre_d2.engine import distributed, pipeline
+from cupre_d2.engine import distributed, pipeline, preemption
+from cupre_d2.engine.preflight import check_processes
 from cupre_d2.one_line_errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     parser.description = "Train or evaluate a cupre_d2 pipeline."
+    # Detectron2's default is one port a user, for which two runs would fight.
+    parser.set_defaults(dist_url=None)
     parser.add_argument("--restart", action="store_true", help="remove what an earlier run left and start over")
     parser.add_argument("--stage", metavar="NAME", help="run this stage of the pipeline only")
     args = parser.parse_args()
@@ -47,9 +50,10 @@ def main(args: argparse.Namespace) -> None:
         work(distributed.on_first_then_others(lambda first: prepare(args, args.restart and first)))
     else:
         job = prepare(args, args.restart)
+        check_processes(job.stages, args.num_gpus * args.num_machines)
         distributed.launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (job,))
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with preemption.watching(), one_line_errors():
         main(parse_args())

@@ -121,6 +121,8 @@ class CellCheckpointer(DetectionCheckpointer):
             if Path(path).stem != BEST:
                 self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:
+            if "DataLoader worker" in str(error):
+                raise
             # Where writing fails, torch.save raises an error of its own about the archive that it cannot close.
             cause = error if isinstance(error, OSError) else error.__context__ or error
             kept = f"; {self.get_checkpoint_file()} is intact" if self.has_checkpoint() else ""
@@ -133,8 +135,9 @@ class CellCheckpointer(DetectionCheckpointer):
     def _remove_old(self) -> None:
         if self._keep is None:
             return
-        periodic = sorted(path for path in Path(self.save_dir).iterdir() if PERIODIC.fullmatch(path.name))
-        for path in periodic[: -self._keep]:
+        periodic = [path for path in Path(self.save_dir).iterdir() if PERIODIC.fullmatch(path.name)]
+        # By time, as after a fall-back to an earlier one the last written has not the highest number.
+        for path in sorted(periodic, key=lambda path: path.stat().st_mtime_ns)[: -self._keep]:
             path.unlink(missing_ok=True)
 
     def remove_partial(self) -> None:

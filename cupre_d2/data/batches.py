@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from cupre_d2.errors import ConfigError
 from cupre_d2.randomness import derive, seeded
 
 Record = dict[str, Any]
@@ -34,6 +35,9 @@ class EndlessBatches(Sampler[list[Draw]]):
         batch_size: images over all processes, a multiple of `processes`.
         seed: numbers that are not negative.
         start: the first batches, which are left out.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class EndlessBatches(Sampler[list[Draw]]):
         self._batch_size = batch_size
         self._seed = tuple(seed)
         self._start = start
-        share = batch_size // processes
+        share, rest = divmod(batch_size, processes)
+        if rest or not share:
+            raise ConfigError(f"SOLVER.IMS_PER_BATCH {batch_size}: expected a multiple of the processes ({processes})")
         self._own = slice(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[list[Draw]]:

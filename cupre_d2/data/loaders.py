@@ -1,6 +1,7 @@
 """Data loaders of the trainers, and the records that they draw from."""
 
 import logging
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from cupre_d2.errors import DatasetError
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+LONGEST_CHECKPOINT = 300
 
 
 def training_records(cfg: CfgNode) -> list[Record]:
@@ -102,7 +105,17 @@ def build_endless_loader(
         collate_fn=trivial_batch_collator,
         # Of its own, so that beginning an epoch draws nothing from the generator that the model draws from.
         generator=torch.Generator(),
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """What a cluster sends to all processes must not end a loader's before the run has written its checkpoint.
+
+    Not ignored, as what ends a loader at last is SIGTERM: it stays for LONGEST_CHECKPOINT seconds.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LONGEST_CHECKPOINT))
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:

@@ -16,6 +16,7 @@ from cupre_d2.data.loaders import (
     training_records,
     unlabeled_records,
 )
+from cupre_d2.engine.distributed import share_buffers
 from cupre_d2.engine.preflight import check_annotated, check_evaluators, check_network, check_settings, check_unlabeled
 from cupre_d2.engine.rules import check_solver
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
@@ -195,6 +196,8 @@ class AlternatingTrainer(StageTrainer):
     def _start_coco(self, at: Position) -> None:
         self.model.train()
         self._train_backbone(self.policy != "frozen")
+        # Each process has batch-norm statistics of its own, of which checkpoints hold the first one's.
+        share_buffers(self.backbone)
         if self.l2_sp and at.iteration == 0:
             self.l2_sp.set_anchor_weights()
         records: list[Record] = shard(self._annotated, at.round, self.schedule.rounds, self.cfg.SEED)
@@ -206,6 +209,8 @@ class AlternatingTrainer(StageTrainer):
     def _train_backbone(self, trains: bool) -> None:
         for parameter in self._backbone_parameters:
             parameter.requires_grad_(trains)
+            if not trains:
+                parameter.grad = None
         self.backbone.train(trains)
 
     def checkpoint_name(self) -> str:

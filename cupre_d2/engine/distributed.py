@@ -15,7 +15,8 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from cupre_d2.engine import preemption
-from cupre_d2.errors import TrainingError
+from cupre_d2.errors import ConfigError, TrainingError
+from cupre_d2.one_line_errors import one_line_errors
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,10 +27,11 @@ def under_torchrun() -> bool:
 
 def join_torchrun() -> None:
     """Makes this one of torchrun's processes; its environment says which."""
+    _end_with_parent(os.getppid())
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
@@ -43,41 +45,60 @@ def on_first_then_others(make: Callable[[bool], Any]) -> Any:
     return make(False)
 
 
-def launch(main: Callable[..., None], processes: int, machines: int, machine: int, url: str, args: tuple[Any, ...]) -> None:
+def launch(
+    main: Callable[..., None], processes: int, machines: int, machine: int, url: str | None, args: tuple[Any, ...]
+) -> None:
     """Runs `main(*args)` here, or in processes that Detectron2's launch starts: NCCL where there are GPUs, else gloo.
 
-    When one dies the others are ended within a minute.
+    When one dies the others of this machine are ended within a minute.
+
+    Args:
+        url: of the first machine; None is free to choose where there is one.
 
     Raises:
-        SystemExit: with RESUME_ME, where the processes left with it.
+        SystemExit: a process ended with an exit code that says why, or by a signal that was passed on to it.
+        ConfigError: several machines and no url.
         TrainingError: one of them was killed.
     """
     if machines * processes == 1:
         return main(*args)
-    try:
-        with preemption.forwarding():
-            detectron2_launch(_child, processes, machines, machine, url, (os.getpid(), main, *args))
-    except ProcessExitedException as error:
-        if error.exit_code == preemption.RESUME_ME:
-            sys.exit(preemption.RESUME_ME)
-        raise TrainingError(
-            f"{error}; the other processes were ended. The same command goes on from the last checkpoint"
-        ) from error
+    if machines > 1 and not url:
+        raise ConfigError("--dist-url: missing; several machines need that of the first, e.g. tcp://HOST:29500")
+    with preemption.forwarding() as received:
+        try:
+            detectron2_launch(_child, processes, machines, machine, url or "auto", (os.getpid(), main, *args))
+        except ProcessExitedException as error:
+            if received:
+                sys.exit(preemption.RESUME_ME)
+            if error.exit_code > 0:
+                # It has said why.
+                sys.exit(error.exit_code)
+            reason = f"{error}; the others were ended. The same command goes on from the last checkpoint"
+            raise TrainingError(reason) from error
 
 
 def _child(parent: int, main: Callable[..., None], *args: Any) -> None:
+    with preemption.watching(), one_line_errors():
+        _end_with_parent(parent)
+        main(*args)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Or children would outlive a parent that is killed, and the next run would write to their folder."""
     if sys.platform == "linux":
-        # Or children would outlive a parent that is killed, and the next run would write to their folder.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)
-    main(*args)
 
 
 def parallel(network: nn.Module, device: str) -> nn.Module:
-    """The network with the gradients of what trains now averaged over the processes, if there are several."""
+    """The network with the gradients of what trains now averaged over the processes, if there are several.
+
+    All take the first one's weights and buffers.
+    """
     if comm.get_world_size() == 1:
         return network
+    share_buffers(network)
     devices = [comm.get_local_rank()] if device.startswith("cuda") else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 

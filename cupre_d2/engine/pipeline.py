@@ -263,7 +263,9 @@ def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:
     trainer = trainer_class(stage)(stage.cfg)
     trainer.resume_or_load()
     trainer.train_stage([PipelineProgress(pace, trainer)])
-    record = StageRecord(stage.name, stage.cfg.TRAINER, trainer.clock.seconds, trainer.max_iter, trainer.test())
+    record = StageRecord(
+        stage.name, stage.cfg.TRAINER, trainer.clock.seconds, trainer.max_iter, trainer.test_and_keep_best()
+    )
     if comm.is_main_process():
         record.write(stage.folder)
     comm.synchronize()
@@ -277,6 +279,10 @@ class Evaluation:
     output_dir: str
     stage: Stage
     weights: str
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [self.stage]
 
 
 def prepare_evaluation(config_file: str, opts: Sequence[Any] = (), only: str | None = None) -> Evaluation:

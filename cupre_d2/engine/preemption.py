@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -34,11 +34,11 @@ class _Notice:
         self.training = False
 
     def handle(self, number: int, frame: Any) -> None:
-        logger.warning(f"{signal.Signals(number).name}: leaving after this step with a checkpoint")
         self.received = True
         if not self.training:
             # Between training runs, all that is worth keeping is written.
             raise Preempted
+        logger.warning(f"{signal.Signals(number).name}: leaving after this step with a checkpoint")
 
 
 _notice = _Notice()
@@ -48,9 +48,10 @@ _notice = _Notice()
 def watching() -> Iterator[None]:
     """Within, the signals end this process with exit code RESUME_ME; where training runs, after its next checkpoint.
 
-    Does nothing outside of the main thread, where Python takes no signals.
+    Does nothing within itself, and outside of the main thread, where Python takes no signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    watched = signal.getsignal(signal.SIGTERM) == _notice.handle
+    if watched or threading.current_thread() is not threading.main_thread():
         yield
         return
     _notice.received = False
@@ -64,12 +65,14 @@ def watching() -> Iterator[None]:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """Within, a signal is only noted: `requested` tells at the end of a step."""
+    """Within, a signal is only noted: `requested` tells at the end of a step, and one after the last step ends it here."""
     _notice.training = True
     try:
         yield
     finally:
         _notice.training = False
+    if _notice.received:
+        raise Preempted
 
 
 def requested(device: str) -> bool:
@@ -86,17 +89,19 @@ def requested(device: str) -> bool:
 
 
 @contextmanager
-def forwarding() -> Iterator[None]:
-    """Within, this process passes the signals on to its children and stays until they have ended."""
+def forwarding() -> Iterator[list[int]]:
+    """Within, this process passes the signals on to its children and stays until they have ended; yields those received."""
+    received: list[int] = []
 
     def forward(number: int, frame: Any) -> None:
+        received.append(number)
         for child in torch.multiprocessing.active_children():
-            if child.pid:
-                os.kill(child.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(child.pid or 0, number)
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,6 +14,7 @@ from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import check_percentiles
 from cupre_d2.data.mappers import TwoViewMapper
 from cupre_d2.engine.rules import check_solver, check_values
+from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import build_evaluators
 
@@ -23,6 +24,22 @@ def check_settings(cfg: CfgNode) -> None:
     check_values(cfg)
     check_solver(cfg.SOLVER, "SOLVER", comm.get_world_size())
     check_network(cfg)
+
+
+def check_processes(stages: Sequence[Stage], processes: int) -> None:
+    """Checks what the number of processes that will be started decides.
+
+    Raises:
+        ConfigError: batches that they cannot share, or a device that they cannot work on.
+    """
+    for cfg in (stage.cfg for stage in stages):
+        check_solver(cfg.SOLVER, "SOLVER", processes)
+        if cfg.TRAINER == "AlternatingTrainer":
+            check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", processes)
+        device = cfg.MODEL.DEVICE
+        if processes > 1 and (":" in device or (device == "cpu" and torch.cuda.is_available())):
+            expected = "cuda, or no GPU visible (CUDA_VISIBLE_DEVICES= )"
+            raise ConfigError(f"MODEL.DEVICE {device}: {processes} processes; expected {expected}")
 
 
 def check_network(cfg: CfgNode) -> nn.Module:

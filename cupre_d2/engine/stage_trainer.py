@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from cupre_d2.engine import preemption
 from cupre_d2.engine.distributed import parallel, share_buffers
 from cupre_d2.engine.metrics_file import drop_later
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
-from cupre_d2.engine.stepper import Stepper
+from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
 from cupre_d2.randomness import seed_everything
@@ -35,6 +36,7 @@ TRAINER_REGISTRY = Registry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "The trainers a stage may name in its config's TRAINER; called with the stage's config."
 
 LOG_PERIOD = 20
+METRICS_FILE = "metrics.json"
 BACKBONE_PREFIX = "backbone.bottom_up."
 
 
@@ -102,6 +104,8 @@ class Checkpoints(HookBase):
                 writer.write()
             trainer.checkpointer.save(name, iteration=trainer.iter)
         if ends:
+            # Who leaves first has the others ended, the one that still writes among them.
+            comm.synchronize()
             raise preemption.Preempted
 
 
@@ -180,7 +184,8 @@ class StageTrainer(TrainerBase):
                 load_initial_weights(self.model, self.cfg.MODEL.BACKBONE_WEIGHTS, only_prefix=BACKBONE_PREFIX)
             self.after_initial_weights()
         if comm.is_main_process():
-            drop_later(self._metrics_file, self.start_iter)
+            for name in (METRICS_FILE, NONFINITE_FILE):
+                drop_later(Path(self.cfg.OUTPUT_DIR) / name, self.start_iter)
 
     def after_initial_weights(self) -> None:
         """For state that derives from the initial weights; not called when resuming, where it is loaded."""
@@ -199,18 +204,14 @@ class StageTrainer(TrainerBase):
             phase.stepper.reset_data_loader(lambda: None)
         gc.collect()
 
-    @property
-    def _metrics_file(self) -> Path:
-        return Path(self.cfg.OUTPUT_DIR) / "metrics.json"
-
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
         # A checkpoint comes last: it then holds the best score, and what it counts as done is in the metrics' file.
-        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_and_keep_best, eval_after_train=False)
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.test_and_keep_best, eval_after_train=False)
         built: list[HookBase] = [hooks.IterationTimer(), self.clock, evaluation]
         files: list[EventWriter] = []
         if comm.is_main_process():
             printer = ProgressPrinter(LOG_PERIOD, weakref.proxy(self))
-            files = [JSONWriter(str(self._metrics_file)), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
+            files = [JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, METRICS_FILE)), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
             built.append(hooks.PeriodicWriter([printer, *writers, *files], period=LOG_PERIOD))
         return [*built, Checkpoints(self, files)]
 
@@ -235,8 +236,11 @@ class StageTrainer(TrainerBase):
         for name, phase in self.phases.items():
             phase.load_state_dict(state_dict["phases"][name])
 
-    def _test_and_keep_best(self) -> dict[str, Any]:
+    def test_and_keep_best(self) -> dict[str, Any]:
+        """As `test`; keeps the best of the evaluations that TEST.EVAL_PERIOD asks for, and of the last."""
         results = self.test()
+        if not self.cfg.TEST.EVAL_PERIOD:
+            return results
         for scores in list(results.values())[:1]:
             score = scores.get("segm", {}).get("AP", -math.inf)
             if score > self.best:

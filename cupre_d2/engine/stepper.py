@@ -2,10 +2,10 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ class Stepper(SimpleTrainer):
     The losses of a step are the means over its micro-batches, so that ACCUMULATE changes memory and speed, not what is
     learned, as far as the model's losses are means over images.
 
-    A step whose loss or gradient is not finite is left out: weights, optimizer and buffers stay as they were; its losses
-    and the batch's files go to OUTPUT_DIR/nonfinite.jsonl. An overflow of float16 alone is the scaler's business, which
-    lowers its scale and goes on.
+    A step whose loss or gradient is not finite is left out: what trains, the optimizer and the buffers stay as they were
+    (MoCo's key encoder has followed once more); its losses and the batch's files go to OUTPUT_DIR/nonfinite.jsonl. An
+    overflow of float16 alone is the scaler's business, which lowers its scale and goes on, until there is none to lower.
 
     Args:
         network: takes a list of inputs, returns losses; may be wrapped in DistributedDataParallel.
@@ -58,27 +58,10 @@ class Stepper(SimpleTrainer):
             TrainingError: SOLVER.NONFINITE_LIMIT steps in a row were not finite, or a process of the loader died.
             DatasetError: an image or record cannot be used.
         """
-        start = time.perf_counter()
-        batch = self._next_batch()
-        data_time = time.perf_counter() - start
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        self.optimizer.zero_grad()
-        losses = self._backward(batch)
-        self._scaler.unscale_(self.optimizer)
-        if self._finite(losses):
-            self._left_out = 0
-            self._write_metrics(losses, data_time)
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        else:
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            self._leave_out(losses, batch)
-
-    def _next_batch(self) -> list[dict[str, Any]]:
         try:
-            return next(self._data_loader_iter)
+            self._run_step()
         except RuntimeError as error:
+            # The loader's error comes at any time, by the signal that one of its processes has ended.
             if "DataLoader worker" not in str(error):
                 raise
             raise TrainingError(
@@ -86,9 +69,35 @@ class Stepper(SimpleTrainer):
                 "command goes on from the last checkpoint, fewer DATALOADER.NUM_WORKERS need less memory"
             ) from error
 
+    def _run_step(self) -> None:
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.optimizer.zero_grad()
+        losses = self._backward(batch)
+        if self._finite(losses) and self._take():
+            self._left_out = 0
+            self._write_metrics(losses, data_time)
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            self._leave_out(losses, batch)
+
+    def _take(self) -> bool:
+        """Moves the weights; False where the gradient is not finite and the scaler is not to blame."""
+        if not self._scaler.is_enabled():
+            self.optimizer.step()
+            return True
+        scale = self._scaler.get_scale()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return self._scaler.get_scale() >= scale or scale > 1
+
     def _backward(self, batch: list[dict[str, Any]]) -> Losses:
-        size = math.ceil(len(batch) / self._micro_batches)
-        parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+        count = min(self._micro_batches, len(batch))
+        bounds = [len(batch) * number // count for number in range(count + 1)]
+        parts = [batch[first:end] for first, end in pairwise(bounds)]
         means: Losses = {}
         for number, part in enumerate(parts):
             # Processes exchange gradients once a step.
@@ -104,7 +113,8 @@ class Stepper(SimpleTrainer):
     def _finite(self, losses: Losses) -> bool:
         finite = torch.stack(list(losses.values())).isfinite().all()
         if not self._scaler.is_enabled():
-            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
         finite = finite.float()
         if comm.get_world_size() > 1:
@@ -127,8 +137,8 @@ class Stepper(SimpleTrainer):
         if self._left_out >= self._limit:
             raise TrainingError(
                 f"iteration {self.iter}: {self._left_out} steps in a row with a loss or gradient that is not finite; their "
-                f"losses and files are in {self._record}. The weights are those of before; a lower SOLVER.BASE_LR, or "
-                "SOLVER.CLIP_GRADIENTS, helps in most cases"
+                f"losses and files are in {self._record}. The weights are those of before; from them, and in another "
+                "OUTPUT_DIR, a lower SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS helps in most cases"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ SCHEDULE = {
     "finetune_bbbc038_5pct.DATASETS.TRAIN": "('bbbc038_train',)",
     "SOLVER.CHECKPOINT_PERIOD": 2,
     "SOLVER.WARMUP_ITERS": 2,
+    # Their statistics are state that no optimizer knows.
+    "MODEL.RESNETS.NORM": "BN",
     "SEED": 3,
 }
 

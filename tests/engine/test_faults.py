@@ -131,8 +131,12 @@ class Poison:
         trainer.model.forward = poisoned
 
 
-@pytest.mark.parametrize("gradient_only", [False, True])
-def test_a_step_with_nan_is_left_out(gradient_only: bool, cfg: CfgNode) -> None:
+@pytest.mark.parametrize(("gradient_only", "precision"), [(False, ""), (True, ""), (False, "float16"), (False, "bfloat16")])
+def test_a_step_with_nan_is_left_out(gradient_only: bool, precision: str, cfg: CfgNode) -> None:
+    if precision:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, precision
     poison = Poison({2}, gradient_only)
     trainer = trained(cfg, poison)
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())

@@ -11,6 +11,7 @@ from torch import nn
 from cupre_d2.engine.stages import default_config
 from cupre_d2.engine.stepper import Stepper
 from cupre_d2.engine.trainers import DetectionTrainer, MoCoTrainer
+from cupre_d2.errors import TrainingError
 
 
 class Linear(nn.Module):
@@ -52,7 +53,7 @@ def random_batches(size: int) -> list[list[dict[str, torch.Tensor]]]:
     return [[{"x": torch.randn(3, generator=generator)} for _ in range(size)] for _ in range(3)]
 
 
-@pytest.mark.parametrize(("parts", "sizes"), [(2, [3, 2]), (5, [1, 1, 1, 1, 1]), (8, [1, 1, 1, 1, 1])])
+@pytest.mark.parametrize(("parts", "sizes"), [(2, [2, 3]), (4, [1, 1, 1, 2]), (5, [1, 1, 1, 1, 1]), (8, [1, 1, 1, 1, 1])])
 def test_parts_of_a_batch_make_the_same_step(parts: int, sizes: list[int], tmp_path: Path) -> None:
     batches = random_batches(5)
     whole = stepped(settings(tmp_path), batches)
@@ -112,3 +113,18 @@ def test_both_losses_train_in_half_precision(name: str, phase: str, amt2_cfg: Cf
     assert all(parameter.isfinite().all() for parameter in after)
     assert sum(not torch.equal(one, other) for one, other in zip(before, after, strict=True)) > len(after) / 2
     assert not (Path(cfg.OUTPUT_DIR) / "nonfinite.jsonl").exists()
+
+
+def test_float16_gradients_that_stay_nan_end_training(tmp_path: Path) -> None:
+    """The scaler alone would leave out every step for ever."""
+    cfg = settings(tmp_path, **{"SOLVER.AMP.ENABLED": True, "SOLVER.NONFINITE_LIMIT": 3})
+    model = Linear()
+    model.map.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), 0.1), cfg)
+    stepper.reset_data_loader(lambda: random_batches(2) * 20)
+    with EventStorage(), pytest.raises(TrainingError, match="3 steps in a row"):
+        for stepper.iter in range(60):
+            stepper.run_step()
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert len((tmp_path / "nonfinite.jsonl").read_text().splitlines()) == 3

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.engine import create_ddp_model
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.utils import comm
@@ -17,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from cupre_d2 import add_cupre_config
+from cupre_d2.engine.distributed import parallel
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo, embedding_std, info_nce_logits
 
@@ -181,7 +181,7 @@ def _train_one_step(rank: int, file: str) -> None:
     comm.create_local_process_group(2)
     seed_all_rng(7 + rank)
     moco = MoCo(query_encoder=TinyEncoder(), dim=DIM, queue_size=12)
-    network = create_ddp_model(moco, broadcast_buffers=False, device_ids=None)
+    network = parallel(moco, "cpu")
     torch.save(moco.queue, f"{file}_start_{rank}")
     for step in range(2):
         network(batch(4, 2 * step + rank))["loss_contrastive"].backward()

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.norms import revert_sync_batchnorm
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,9 @@ class MoCo(nn.Module):
 
     With batch norms, query and key of an image must not share the images that their statistics are taken over, or the
     statistics would give the pair away (MoCo, §3.3). Over several processes the key views are shuffled among them, as
-    published; in a single one both encoders see the batch in `bn_splits` parts, the keys' parts drawn at random. Other
-    norms look at one image at a time, and nothing is shuffled or split.
+    published; in a single one both encoders see the batch in `bn_splits` parts, the keys' parts drawn at random. Where the
+    query encoder's batch norms are synchronised, which the published ones are not, its statistics are of all processes'
+    images, a key's still of its own process's share. Other norms look at one image at a time: nothing is shuffled or split.
 
     Args:
         query_encoder: maps N x 3 x H x W to {feature: map}; the coarsest feature, globally pooled, is used.
@@ -135,12 +137,12 @@ class MoCo(nn.Module):
         self._batch_norms = any(isinstance(module, _BatchNorm) for module in query_encoder.modules())
         self.backbone = nn.ModuleDict({"bottom_up": query_encoder})
         self.projector = build_projector(projector, shapes[self.feature].channels, dim)
-        self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
+        self.key_encoder = revert_sync_batchnorm(copy.deepcopy(query_encoder)).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         # The published queue starts with random keys: InfoNCE has its full number of negatives from the first step.
-        # Processes are seeded apart, and DDP leaves buffers as they are: all take the first process's.
-        random_keys = comm.all_gather(torch.randn(queue_size, dim))[0]
-        self.register_buffer("queue", functional.normalize(random_keys, dim=1))
+        # Several processes are to take the first one's, which DistributedDataParallel alone does for weights only; see
+        # engine.distributed.
+        self.register_buffer("queue", functional.normalize(torch.randn(queue_size, dim), dim=1))
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
