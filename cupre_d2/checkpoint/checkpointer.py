@@ -91,7 +91,7 @@ class CellCheckpointer(DetectionCheckpointer):
     def _by_age(self) -> list[Path]:
         """The latest first: that of `last_checkpoint`, then by time."""
         folder = Path(self.save_dir)
-        paths = [path for path in folder.glob("*.pth") if path.stem != BEST]
+        paths = [path for path in folder.glob("*.pth") if path.stem != BEST and path.is_file()]
         last = self.get_checkpoint_file() if self.has_checkpoint() else ""
         return sorted(paths, key=lambda path: (path.name == os.path.basename(last), path.stat().st_mtime), reverse=True)
 

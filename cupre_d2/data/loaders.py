@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-LONGEST_CHECKPOINT = 300
+LONGEST_CHECKPOINT = 120
 
 
 def training_records(cfg: CfgNode) -> list[Record]:
@@ -112,7 +112,7 @@ def build_endless_loader(
 def _outlive_signals(worker: int) -> None:
     """What a cluster sends to all processes must not end a loader's before the run has written its checkpoint.
 
-    Not ignored, as what ends a loader at last is SIGTERM: it stays for LONGEST_CHECKPOINT seconds.
+    Not ignored, as SIGTERM is also what ends a loader that nothing else does: it stays for LONGEST_CHECKPOINT seconds.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LONGEST_CHECKPOINT))

@@ -194,9 +194,11 @@ class StageTrainer(TrainerBase):
         """Trains to the end of the stage; does nothing when a checkpoint of the last iteration was loaded."""
         if self.start_iter < self.max_iter:
             self.register_hooks(self.build_hooks(writers))
-            with preemption.training():
-                self.train(self.start_iter, self.max_iter)
-            self._release_loaders()
+            try:
+                with preemption.training():
+                    self.train(self.start_iter, self.max_iter)
+            finally:
+                self._release_loaders()
 
     def _release_loaders(self) -> None:
         """Ends the loaders' processes, which hold on to the memory that this one had when they were forked."""

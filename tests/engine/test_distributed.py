@@ -161,7 +161,7 @@ def test_a_signal_to_all_processes_of_a_job(dataset_root: Path, slim: list[str],
     ("key", "value", "expected"),
     [
         ("SOLVER.IMS_PER_BATCH", "3", "SOLVER.IMS_PER_BATCH 3: expected a positive multiple of the processes (2)"),
-        ("SOLVER.ACCUMULATE", "3", "SOLVER.ACCUMULATE 3: expected at most the images a process has (2)"),
+        ("SOLVER.ACCUMULATE", "3", "SOLVER.ACCUMULATE 3: expected at most the images a process"),
         ("MODEL.BACKBONE_WEIGHTS", "backbone.pth", "round01_moco_end.pth: cannot be written"),
     ],
 )

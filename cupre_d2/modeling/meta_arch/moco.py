@@ -208,9 +208,9 @@ class MoCo(nn.Module):
             storage = get_event_storage()
             storage.put_scalar("contrastive_accuracy", contrastive_accuracy(logits.detach()).item())
             storage.put_scalar("embedding_std", embedding_std(query.detach()).item())
-        self._new_keys.append(_gather(key))
+        self._new_keys.append(key)
         if len(self._new_keys) == self.forwards_per_step:
-            self._enqueue(torch.cat(self._new_keys))
+            self._enqueue(_gather(torch.cat(self._new_keys)))
             self._new_keys.clear()
         return {"loss_contrastive": loss}
 
