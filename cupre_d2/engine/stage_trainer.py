@@ -247,7 +247,8 @@ class StageTrainer(TrainerBase):
             score = scores.get("segm", {}).get("AP", -math.inf)
             if score > self.best:
                 self.best = score
-                self.checkpointer.save_best(iteration=self.iter)
+                # After the last step Detectron2 counts one on.
+                self.checkpointer.save_best(iteration=min(self.iter, self.max_iter - 1))
         return results
 
     def test(self) -> dict[str, Any]:
