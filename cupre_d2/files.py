@@ -30,6 +30,6 @@ def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """As `write_whole`, of UTF-8; makes the folder."""
+    """As `write_whole`, of UTF-8, with "?" for what is no text, as file names may be; makes the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(text.encode("utf-8", errors="replace")))

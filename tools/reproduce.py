@@ -17,6 +17,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from cupre_d2.data import get_records
+from cupre_d2.engine import preemption
 from cupre_d2.engine.results import versions
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import html, page, runner
@@ -114,5 +115,6 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    # By default a cluster's signals would leave the processes behind, and the next run would start them twice.
+    with preemption.watching(), one_line_errors():
         main(parse_args())

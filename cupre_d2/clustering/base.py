@@ -97,9 +97,24 @@ class CentroidClusterer(ClusterMixin, BaseEstimator):
 class ScheduledClusterer(CentroidClusterer):
     """K centroids and a step that decays over the whole fit."""
 
-    n_clusters: int
-    step_start: float
-    step_end: float
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        epochs: int = 200,
+        step_start: float = 0.1,
+        step_end: float = 1e-4,
+        init: Any = "random",
+        shuffle_data: bool = True,
+        random_state: Any = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.epochs = epochs
+        self.step_start = step_start
+        self.step_end = step_end
+        self.init = init
+        self.shuffle_data = shuffle_data
+        self.random_state = random_state
 
     def _fit(self, samples: np.ndarray, adapt: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]) -> None:
         """Sets the attributes.

@@ -43,25 +43,6 @@ class OnlineKMeans(ScheduledClusterer):
     [0, 0, 1, 1]
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        epochs: int = 200,
-        step_start: float = 0.1,
-        step_end: float = 1e-4,
-        init: Any = "random",
-        shuffle_data: bool = True,
-        random_state: Any = None,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.epochs = epochs
-        self.step_start = step_start
-        self.step_end = step_end
-        self.init = init
-        self.shuffle_data = shuffle_data
-        self.random_state = random_state
-
     def fit(self, X: Any, y: object = None) -> "OnlineKMeans":  # noqa: N803
         """Learns from N x F samples; y is there for scikit-learn's sake."""
         samples = self._checked(X)

@@ -67,15 +67,17 @@ class NeuralGas(ScheduledClusterer):
         shuffle_data: bool = True,
         random_state: Any = None,
     ) -> None:
-        self.n_clusters = n_clusters
-        self.epochs = epochs
-        self.step_start = step_start
-        self.step_end = step_end
+        super().__init__(
+            n_clusters,
+            epochs=epochs,
+            step_start=step_start,
+            step_end=step_end,
+            init=init,
+            shuffle_data=shuffle_data,
+            random_state=random_state,
+        )
         self.radius_start = radius_start
         self.radius_end = radius_end
-        self.init = init
-        self.shuffle_data = shuffle_data
-        self.random_state = random_state
 
     def fit(self, X: Any, y: object = None) -> "NeuralGas":  # noqa: N803
         """Learns from N x F samples; y is there for scikit-learn's sake."""

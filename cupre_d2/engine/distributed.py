@@ -85,10 +85,9 @@ def _child(parent: int, main: Callable[..., None], *args: Any) -> None:
 
 def _end_with_parent(parent: int) -> None:
     """Or children would outlive a parent that is killed, and the next run would write to their folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def parallel(network: nn.Module, device: str) -> nn.Module:

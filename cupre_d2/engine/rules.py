@@ -195,7 +195,7 @@ def check_solver(solver: CfgNode, key: str, processes: int) -> None:
         raise ConfigError(f"{key}.IMS_PER_BATCH {batch}: expected a positive multiple of the processes ({processes})")
     if batch // processes < solver.ACCUMULATE:
         raise ConfigError(
-            f"{key}.ACCUMULATE {solver.ACCUMULATE}: expected at most the images a process ({batch // processes})"
+            f"{key}.ACCUMULATE {solver.ACCUMULATE}: expected at most the images a process has ({batch // processes})"
         )
     if "MAX_ITER" in solver:
         _check(f"{key}.MAX_ITER", solver.MAX_ITER, COUNT)

@@ -29,6 +29,7 @@ from cupre_d2.engine.progress import ProgressPrinter, StageClock
 from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
+from cupre_d2.modeling.modes import modes_kept
 from cupre_d2.randomness import seed_everything
 from cupre_d2.solver.l2_sp import L2SP
 
@@ -255,13 +256,11 @@ class StageTrainer(TrainerBase):
         """Evaluates on DATASETS.TEST: {dataset: {"bbox", "segm" or "labels": {metric: value}}}; empty on other processes."""
         results: dict[str, Any] = {}
         share_buffers(self.model)
-        modes = {module: module.training for module in self.model.modules()}
         for name in self.cfg.DATASETS.TEST:
             evaluators = build_evaluators(self.cfg, name)
             if self.cfg.TEST.OVERLAYS:
                 evaluators.append(OverlayWriter(name, self.cfg.TEST.OVERLAYS, self.cfg.OUTPUT_DIR))
             loader = build_test_loader(self.cfg, name)
-            results[name] = inference_on_dataset(self.model, loader, DatasetEvaluators(evaluators))
-        for module, training in modes.items():
-            module.training = training
+            with modes_kept(self.model):
+                results[name] = inference_on_dataset(self.model, loader, DatasetEvaluators(evaluators))
         return results if comm.is_main_process() else {}

@@ -111,7 +111,7 @@ def bars(found: Sequence[series.Bar]) -> list[Bar]:
 
 def compared(outcome: Outcome) -> list[DatasetPart]:
     """Fig. 8-10: a part an arm, of the same images."""
-    name, use_cats = outcome.test_set()
+    name, use_cats = outcome.evaluated_on()
     chosen = pictures.choose(get_records(name))
     tests = outcome.first_tests()
     parts = []

@@ -55,7 +55,7 @@ class Outcome:
         wanted = (min(grid.percents), grid.seeds[0])
         return {cell.arm: test for cell, test in self.tests.items() if (cell.percent, cell.seed) == wanted}
 
-    def test_set(self) -> tuple[str, bool]:
+    def evaluated_on(self) -> tuple[str, bool]:
         """Its name, and whether its categories are told apart."""
         cfg = self.experiment.stages(next(iter(self.tests)))[-1].cfg
         return f"{self.experiment.dataset}_test", cfg.TEST.CELL_COCO.USE_CATS

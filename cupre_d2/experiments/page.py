@@ -54,6 +54,6 @@ def write_page(outcome: Outcome) -> None:
         parts += [ABLATION, f"![ablation]({name}_ablation.png)"]
     tests = outcome.first_tests()
     files = {arm: test.detections for arm, test in tests.items()}
-    pictures.compare(files, *outcome.test_set(), outcome.beside("_arms.png"))
+    pictures.compare(files, *outcome.evaluated_on(), outcome.beside("_arms.png"))
     parts += [RATES, tables.rates(rows).markdown(), ARMS, f"![arms]({name}_arms.png)"]
     outcome.beside(".md").write_text("\n\n".join(parts) + "\n")

@@ -1,14 +1,11 @@
 """Runs tasks side by side, each as soon as what it needs is finished."""
 
 import logging
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from cupre_d2.engine.preemption import RESUME_ME
 from cupre_d2.experiments.attempts import TaskError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +62,7 @@ class Engine(Protocol):
 def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str]) -> None:
     """Runs what is not finished, as many at a time as the engine takes; from the main thread.
 
-    Whatever ends it (an error, Ctrl-C, SIGTERM) ends the processes too.
+    Whatever ends it (an error, Ctrl-C, what `preemption.watching` raises) ends the processes too.
 
     Args:
         items: by key, with all they need.
@@ -77,8 +74,6 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
     waiting = sorted((item for item in items.values() if not item.finished()), key=lambda item: -_followers(item, items))
     running: dict[str, Running] = {}
     failed: list[Runnable] = []
-    # A cluster's way to end a job. By default it would leave the processes behind, and the next run would start them twice.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(RESUME_ME))
     try:
         while True:
             ready = [item for item in waiting if all(items[key].finished() for key in item.needs)]
@@ -104,7 +99,6 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
             process.terminate()
         for process in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before)
     if failed:
         others = f", and {len(failed) - 1} others" if len(failed) > 1 else ""
         raise TaskError(f"{failed[0].key} failed{others}: {_last_line(failed[0].log)} ({failed[0].log})")

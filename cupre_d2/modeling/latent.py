@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.modes import modes_kept
 
 
 def encoder_of(network: nn.Module) -> Any:
@@ -53,13 +54,9 @@ class PooledLatent(nn.Module):
     @torch.no_grad()
     def of_samples(self, images: torch.Tensor, batch_size: int) -> torch.Tensor:
         """N x C float32 on the CPU, batch norms with their running statistics; modes and statistics stay as they were."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with modes_kept(self):
+            self.eval()
             return torch.cat([self(batch).float().cpu() for batch in images.split(batch_size)])
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
 
 class ClusterClassifier(nn.Module):

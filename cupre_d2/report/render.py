@@ -1,7 +1,6 @@
 """Writes report.html: one file that loads nothing."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cupre_d2.errors import CupreError
+from cupre_d2.files import write_text
 from cupre_d2.report.collect import DatasetPart, Report, collect
 from cupre_d2.report.detections import START_LEVEL
 from cupre_d2.report.matching import FALSE, HIT, IOU, NEUTRAL
@@ -30,11 +30,7 @@ def write_html(path: Path, make: Callable[[], str]) -> Path | None:
         The file; None where it could not be made, which is logged: hours of training have gone well before.
     """
     try:
-        html = make()
-        partial = path.with_suffix(".html.partial")
-        # A file name may hold bytes that are no text.
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
+        write_text(path, make())
     except (CupreError, OSError) as error:
         logger.warning(f"no {path}: {error}")
         return None

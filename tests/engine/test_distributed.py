@@ -90,7 +90,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
     command = [TRAIN_NET, "--num-gpus", "2", "--config-file", AMT2, *settings(slim)]
     finish(start(dataset_root, *command, "OUTPUT_DIR", str(tmp_path / "whole")))

@@ -1,11 +1,14 @@
-"""What check_annotated asks of a data set's classes."""
+"""What is checked before anything trains: a data set's classes, what several processes share."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from cupre_d2.engine.preflight import check_annotated
-from cupre_d2.engine.stages import default_config
+from cupre_d2.engine.distributed import launch
+from cupre_d2.engine.preflight import check_annotated, check_processes
+from cupre_d2.engine.stages import Stage, default_config
 from cupre_d2.errors import ConfigError
 
 
@@ -25,3 +28,30 @@ def test_a_detector_has_the_classes_of_its_data(small_datasets: Path) -> None:
     check_annotated(cfg, ["coco_2017_val"])
     with pytest.raises(ConfigError, match="MODEL.ROI_HEADS.NUM_CLASSES 80: bbbc038_val has 1 classes"):
         check_annotated(cfg, ["bbbc038_val"])
+
+
+@pytest.mark.parametrize(
+    ("opts", "gpu", "message"),
+    [
+        (["SOLVER.IMS_PER_BATCH", 3], False, "SOLVER.IMS_PER_BATCH 3: expected a positive multiple of the processes (2)"),
+        (["AMT2.MOCO_SOLVER.IMS_PER_BATCH", 5], False, "AMT2.MOCO_SOLVER.IMS_PER_BATCH 5: expected a positive multiple"),
+        (["SOLVER.ACCUMULATE", 3], False, "SOLVER.ACCUMULATE 3: expected at most the images a process has (2)"),
+        (["MODEL.DEVICE", "cuda:0"], True, "MODEL.DEVICE cuda:0: 2 processes; expected cuda, or no GPU visible"),
+        (["MODEL.DEVICE", "cpu"], True, "MODEL.DEVICE cpu: 2 processes; expected cuda, or no GPU visible"),
+    ],
+)
+def test_what_two_processes_cannot_share(
+    opts: list[object], gpu: bool, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    cfg = default_config()
+    cfg.merge_from_list(["TRAINER", "AlternatingTrainer", "SOLVER.IMS_PER_BATCH", 4, "MODEL.DEVICE", "cuda"])
+    check_processes([Stage("amt2", cfg)], 2)
+    cfg.merge_from_list(opts)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_processes([Stage("amt2", cfg)], 2)
+
+
+def test_several_machines_need_an_address() -> None:
+    with pytest.raises(ConfigError, match="--dist-url: missing; several machines need that of the first"):
+        launch(print, 1, 2, 0, None, ())

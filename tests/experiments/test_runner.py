@@ -89,10 +89,12 @@ def test_sigterm_ends_the_processes_too(tmp_path: Path) -> None:
     code = f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)"
     main = f"""
 from pathlib import Path
+from cupre_d2.engine.preemption import watching
 from cupre_d2.experiments.local_engine import LocalEngine
 from cupre_d2.experiments.runner import run
 from tests.experiments.test_runner import Script, outlook
-run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, LocalEngine(1), outlook)
+with watching():
+    run({{"long": Script("long", Path({str(tmp_path)!r}), code={code!r})}}, LocalEngine(1), outlook)
 """
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", main])
     wait_for(lambda: alive.is_file() and alive.read_text() != "")

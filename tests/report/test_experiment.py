@@ -23,7 +23,7 @@ ARMS = {"coco": 10.0, "cuprepp": 12.5, "<b>cupre</b>": float("nan")}
 
 
 @dataclass(frozen=True)
-class Tested(Evaluation):
+class Written(Evaluation):
     """Detections are where `write_results` has put them."""
 
     @property
@@ -33,7 +33,7 @@ class Tested(Evaluation):
 
 @dataclass(frozen=True)
 class Small(Outcome):
-    def test_set(self) -> tuple[str, bool]:
+    def evaluated_on(self) -> tuple[str, bool]:
         return "cells_test", True
 
 
@@ -46,7 +46,7 @@ def outcome(register: Callable[..., None], tmp_path: Path) -> Outcome:
         cell = Cell(arm, 5, 0, 0.1)
         task = Task(f"finetune-{number}", "finetune", "t", tmp_path / "stages" / f"a task {number}", "", (), 80)
         write_results(task.folder, "cells_test", [result(*one) for one in FOUND[number:]])
-        tests[cell] = Tested(task, "cells_test")
+        tests[cell] = Written(task, "cells_test")
         numbers = {"segm": {"AP": ap}, "bbox": {"AP": ap}}
         rows.append(Row(cell, numbers, numbers, (Point(40, 5.0, 3.0), Point(80, 10.0, 7.0))))
     next(iter(tests.values())).task.report.write_text("")
