@@ -18,7 +18,7 @@ def add_cupre_config(cfg: CN) -> None:
     cfg.DATASETS.UNLABELED = ()
 
     # Contrast of each image: grey values between these percentiles are stretched over 0 to 255, () for none. Colour images
-    # of 8 bits are left as they are; a record's own "percentiles" win.
+    # of 8 bits are left as they are, if they are not grey in three channels; a record's own "percentiles" win.
     cfg.INPUT.PERCENTILES = (0.1, 99.9)
 
     _add_resnest(cfg)

@@ -59,6 +59,7 @@ def write_coco(folder: Path, json_file: Path, names: list[str], categories: dict
 
 
 def write_bbbc038(root: Path, count: int) -> None:
+    """Of three types; the commonest is the one that deep clustering knows."""
     for index in range(count):
         folder = root / "bbbc038" / "stage1_train" / f"{index:064x}"
         (folder / "images").mkdir(parents=True)
@@ -69,6 +70,8 @@ def write_bbbc038(root: Path, count: int) -> None:
         for number, (x, y, radius) in enumerate(discs):
             mask = ((columns - x) ** 2 + (rows - y) ** 2 <= radius**2) * np.uint8(255)
             Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    rows = "".join(f"{i:064x},{'dim' if i < 0.7 * count else f'odd{i % 2}'}\n" for i in range(count))
+    (root / "bbbc038/types.csv").write_text("image_id,type\n" + rows)
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +141,13 @@ SLIM = {
     "AMT2.COCO_ITERS": 1,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.OVERLAYS": 1,
+    "INPUT.CELL_AUGMENTATION.SIZE": 64,
+    "MODEL.UNET.CHANNELS": "(16, 16, 8, 8, 8)",
+    "MODEL.UNET.GN_GROUPS": 4,
+    "CLUSTERING.SAMPLES": 24,
+    "CLUSTERING.CLUSTERS": 6,
+    "CLUSTERING.COMPONENTS": 4,
+    "CLUSTERING.CROP": 32,
 }
 
 

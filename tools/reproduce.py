@@ -8,40 +8,37 @@ the test images are read once, by the chosen runs. Overrides follow as train_net
 
 import argparse
 import logging
-import platform
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from cupre_d2.data import get_records
 from cupre_d2.engine import preemption
-from cupre_d2.engine.results import versions
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments import html, page, runner
+from cupre_d2.experiments.comparisons import COMPARISONS
 from cupre_d2.experiments.engines import ENGINES
-from cupre_d2.experiments.grid import SCALES, Experiment, load_grid
-from cupre_d2.experiments.learning import read_curve
-from cupre_d2.experiments.outcome import Origin, Outcome, check_earlier
-from cupre_d2.experiments.plan import Plan
-from cupre_d2.experiments.scores import Row, validation
+from cupre_d2.experiments.results import Origin, beside, check_earlier
 from cupre_d2.one_line_errors import one_line_errors
 
 ROOT = Path(__file__).parents[1]
+# Folders of the pipelines' configs below configs/.
+SCALES = {"mini": "mini", "paper": ""}
+# What a table combines, and the type of each value; which of them depends on the table.
+LIST_HELP = "in place of the table's own; see its file of lists in configs"
+LISTS = {"arms": str, "percents": float, "learning_rates": float, "algorithms": str, "clusters": int, "seeds": int}
 
 logger = logging.getLogger("cupre_d2.reproduce")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--table", choices=COMPARISONS, default="cupre", help="cupre: Table II; neural_gas: deep clustering's"
+    )
     parser.add_argument("--scale", choices=SCALES, default="mini", help="mini: hours on two CPU cores; paper: full size")
     parser.add_argument("--dataset", default="bbbc038", help="the target, e.g. bbbc038 or livecell")
-    parser.add_argument("--arms", nargs="+", help="default: those of configs' reproduce.yaml, as for what follows")
-    parser.add_argument("--percents", nargs="+", type=float)
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--learning-rates", nargs="+", type=float)
+    for name, kind in LISTS.items():
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, nargs="+", type=kind, metavar=name[:-1].upper(), help=LIST_HELP)
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side on a machine, which share its cores")
     parser.add_argument(
         "--engine",
@@ -62,56 +59,20 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise ConfigError(f"--jobs {args.jobs}: expected 1 or more")
-    folder = ROOT / "configs" / SCALES[args.scale]
-    given = {key: getattr(args, key) for key in ("arms", "percents", "seeds", "learning_rates")}
-    experiment = Experiment(args.dataset, folder, load_grid(folder, **given), tuple(args.opts))
     output = args.output or ROOT / "output" / "reproduce" / args.scale
-    results = args.results or output / f"cupre_{args.dataset}_{args.scale}"
-    check_earlier(results, experiment)
+    results = args.results or output / f"{args.table}_{args.dataset}_{args.scale}"
     if not args.plan:
         setup_logger(str(output / "log.txt"), name="cupre_d2")
-    # Missing test images would show in the end only.
-    get_records(f"{args.dataset}_test")
-    plan = Plan(experiment, output / "stages")
+    given = {key: getattr(args, key) for key in LISTS}
+    configs = ROOT / "configs" / SCALES[args.scale]
+    comparison = COMPARISONS[args.table](args.dataset, configs, given, args.opts, output / "stages")
+    check_earlier(results, comparison.identity())
     engine = ENGINES[args.engine](args.jobs)
     if args.plan:
-        return print("\n".join(plan.lines(engine.slots)))
-    run(plan, engine)
-    write(plan, results)
-
-
-def run(plan: Plan, engine: runner.Engine) -> None:
-    """Trials first, as they choose the learning rates of the runs."""
-
-    def outlook() -> str:
-        return plan.outlook(engine.slots)
-
-    runner.run(plan.with_needs(plan.trials.values()), engine, outlook)
-    runner.run(plan.with_needs(plan.runs().values()), engine, outlook)
-    runner.run({test.key: test for test in plan.tests().values()}, engine, outlook)
-
-
-def write(plan: Plan, results: Path) -> None:
-    """Of a plan that is all done."""
-    dataset, tests = plan.experiment.dataset, plan.tests()
-    rows = [
-        Row(cell, validation(dataset, task), tests[cell].metrics(), read_curve(task, dataset))
-        for cell, task in plan.runs().items()
-    ]
-    command = shlex.join(["python", "tools/reproduce.py", *sys.argv[1:]])
-    origin = Origin(command, commit(), {"python": platform.python_version(), **versions()})
-    outcome = Outcome(plan.experiment, origin, results, rows, tests)
-    outcome.save()
-    page.write_page(outcome)
-    html.write_report(outcome)
-    logger.info(f"results: {outcome.beside('.md')}")
-
-
-def commit() -> str:
-    """Short hash of the checkout, with + where files differ from it; "unknown" outside of one."""
-    git = ["git", "-C", str(ROOT)]
-    done = subprocess.run([*git, "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+        return print("\n".join(comparison.lines(engine.slots)))
+    comparison.run(engine)
+    comparison.write(results, Origin.of_this_process())
+    logger.info(f"results: {beside(results, '.md')}")
 
 
 if __name__ == "__main__":

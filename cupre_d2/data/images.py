@@ -69,7 +69,8 @@ def read_image(
 
     Contrast: grey values between the two percentiles are stretched linearly over 0 to 255, those beyond are clipped.
     Colours are stretched together, which keeps their hue; three channels that were chosen, which are dyes rather than
-    colours, each on its own. Colours of 8 bits and images of 1 bit are never stretched. A percentile is the smallest
+    colours, each on its own. Colours of 8 bits and images of 1 bit are never stretched; grey that was saved as three equal
+    channels is grey. A percentile is the smallest
     grey value that this share of the pixels does not exceed; where the two are the same value, minimum and maximum are
     taken instead. Not stretched, or of one grey value only, whole numbers are scaled linearly from the full range of
     their type, floats from their own minimum and maximum (to 0 if they are the same).
@@ -97,7 +98,7 @@ def read_image(
         raise DatasetError(f"{path}: field percentiles {percentiles!r}: expected None or 0 <= lower < upper <= 100")
     raster = read_raster(path, page)
     samples = _choose(raster, channels, path)
-    if samples.dtype.itemsize == 1 and samples.shape[2] == _count_colours(raster) == 3:
+    if samples.dtype.itemsize == 1 and samples.shape[2] == _count_colours(raster) == 3 and not _is_grey(samples):
         percentiles = None
     parts = np.split(samples, 3, axis=2) if channels is not None and len(channels) == 3 else [samples]
     return _arrange([_to_8_bit(part, raster.bits, percentiles, path) for part in parts], format)
@@ -141,6 +142,12 @@ def _count_colours(raster: Raster) -> int:
     count = samples.shape[2] - raster.alpha
     opaque = count == 4 and samples.dtype.kind == "u" and samples[:, :, 3].min() == 2**raster.bits - 1
     return 3 if opaque else count
+
+
+def _is_grey(samples: np.ndarray) -> bool:
+    """Whether three channels hold the same everywhere, as where a grey image was saved as a colour one."""
+    # Some rows first: of a colour image they mostly decide it.
+    return all(np.array_equal(part[..., 0], part[..., n]) for part in (samples[::64], samples) for n in (1, 2))
 
 
 def _to_8_bit(samples: np.ndarray, bits: int, percentiles: Percentiles, path: str | os.PathLike[str]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How long the rest will take, from what was measured."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,12 +11,17 @@ class Timed(Protocol):
     Attributes:
         kind: of things that take as long for as much work.
         work: iterations, or another measure that all of a kind share.
+        size: the work as people read it, with ", " after it; "" where that says nothing.
     """
 
+    @property
+    def key(self) -> str: ...
     @property
     def kind(self) -> str: ...
     @property
     def work(self) -> int: ...
+    @property
+    def size(self) -> str: ...
     def finished(self) -> bool: ...
     def seconds(self) -> float | None:
         """From start to end; None where it is not finished or was not measured."""
@@ -52,6 +57,21 @@ def outlook(items: Sequence[Timed], slots: int) -> str:
     """How many are done and how long the others will take."""
     left = [item for item in items if not item.finished()]
     return f"{len(items) - len(left)} of {len(items)} done, {time_left(left, paces(items), slots)}"
+
+
+def lines(items: Sequence[Timed], slots: int, note: Callable[[Timed], str] = lambda item: "") -> list[str]:
+    """For people: one for each, with its time and what `note` adds, and the sum."""
+    measured = paces(items)
+    found = []
+    for item in items:
+        state = "done" if item.finished() else _about(measured.of(item))
+        found.append(f"{item.key}: {item.size}{state}{note(item)}")
+    left = [item for item in items if not item.finished()]
+    return [*found, f"{len(left)} of {len(items)} to run, {time_left(left, measured, slots)}"]
+
+
+def _about(seconds: float | None) -> str:
+    return "about ? min" if seconds is None else f"about {seconds / 60:.1f} min"
 
 
 def time_left(left: Sequence[Timed], measured: Paces, slots: int) -> str:

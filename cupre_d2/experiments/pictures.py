@@ -1,17 +1,21 @@
-"""Fig. 8-10: the same images as each arm segments them."""
+"""The same images as each arm segments them, as a picture and for a page (Fig. 8-10 of CUPre's paper)."""
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import read_record
-from cupre_d2.report.detections import START_LEVEL, read_images
+from cupre_d2.experiments.tasks import Task
+from cupre_d2.report.collect import PICTURE_BYTES, DatasetPart, dataset_part
+from cupre_d2.report.detections import START_LEVEL, read_evaluation, read_images
 from cupre_d2.report.matching import HIT, NEUTRAL, ImageMatch
 
 # Of the number of cells: a sparse, a middling and a crowded image.
@@ -21,20 +25,19 @@ FOUND, FALSE, MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 SIDE, LONG_SIDE = 3.2, 640
 
 
-def compare(detections: Mapping[str, Path], dataset: str, use_cats: bool, file: Path) -> None:
+def compare(detections: Mapping[str, Path], dataset: str, use_cats: bool, chosen: Sequence[Hashable], file: Path) -> None:
     """Writes a PNG of a row an arm and a column an image: cells found, false detections and missed cells by colour.
 
-    The images are chosen by how many cells they have, never by what an arm makes of them. A score stands at each
-    detection; only those of 0.5 and more are drawn.
+    A score stands at each detection; only those of 0.5 and more are drawn.
 
     Args:
         detections: instances_results.json on the data set, by arm.
         use_cats: whether categories are told apart.
+        chosen: ids of the images.
 
     Raises:
         DatasetError: the data set or a file of detections cannot be used.
     """
-    chosen = choose(get_records(dataset))
     figure = Figure(figsize=(SIDE * len(chosen), SIDE * len(detections)), layout="constrained")
     axes = figure.subplots(len(detections), len(chosen), squeeze=False)
     for row, (arm, results) in zip(axes, detections.items(), strict=True):
@@ -45,8 +48,23 @@ def compare(detections: Mapping[str, Path], dataset: str, use_cats: bool, file: 
     figure.savefig(file, dpi=110)
 
 
+def parts(detections: Mapping[str, Path], dataset: str, use_cats: bool, chosen: Sequence[Hashable]) -> list[DatasetPart]:
+    """The same for a report's page: a part an arm; arguments and errors as of `compare`."""
+    found = []
+    for arm, results in detections.items():
+        evaluated = read_evaluation(results, dataset, use_cats, keep=1)
+        images = read_images(results, dataset, use_cats, chosen)
+        found.append(dataset_part(replace(evaluated, name=arm, worst=images), PICTURE_BYTES // len(detections)))
+    return found
+
+
+def link(start: Path, task: Task) -> str:
+    """From a page in the folder `start` to the task's own report; "" if it has none."""
+    return quote(os.path.relpath(task.report, start)) if task.report.is_file() else ""
+
+
 def choose(records: Sequence[Mapping[str, Any]]) -> list[Hashable]:
-    """Ids of the images at QUANTILES of the number of cells, each once."""
+    """Ids of the images at QUANTILES of the number of cells, each once; what an arm finds in them has no say."""
     ordered = sorted(records, key=lambda record: len(record["annotations"]))
     places = [round(quantile * (len(ordered) - 1)) for quantile in QUANTILES]
     return list(dict.fromkeys(ordered[place]["image_id"] for place in places))

@@ -68,6 +68,10 @@ class Task:
     def work(self) -> int:
         return self.iterations
 
+    @property
+    def size(self) -> str:
+        return f"{self.iterations} iterations, "
+
     def record(self) -> StageRecord | None:
         """What was measured when it was finished.
 
@@ -99,6 +103,10 @@ class Task:
         record = self.record()
         assert record is not None
         return _of_dataset(record.metrics, dataset, self.stage_folder / "stage.json")
+
+    def detections(self, dataset: str) -> Path:
+        """COCO's results format, on one of its own data sets."""
+        return detections_file(self.stage_folder, dataset)
 
     def prepare(self) -> list[str]:
         """Writes the config; the command line that trains it, which resumes, and can be run by hand."""
@@ -143,6 +151,10 @@ class Evaluation:
         return 1
 
     @property
+    def size(self) -> str:
+        return ""
+
+    @property
     def _results(self) -> Path:
         return self.folder / "evaluation.json"
 
@@ -160,7 +172,7 @@ class Evaluation:
     @property
     def detections(self) -> Path:
         """COCO's results format."""
-        return self.folder / f"1_{self.task.stage}" / "inference" / self.dataset / RESULTS_FILE
+        return detections_file(self.folder / f"1_{self.task.stage}", self.dataset)
 
     def metrics(self) -> Metrics:
         """{"bbox" or "segm": {name: percent}}.
@@ -169,6 +181,10 @@ class Evaluation:
             TaskError: the results are broken.
         """
         return _of_dataset(read_json(self._results).get("metrics"), self.dataset, self._results)
+
+
+def detections_file(stage_folder: Path, dataset: str) -> Path:
+    return stage_folder / "inference" / dataset / RESULTS_FILE
 
 
 def _of_dataset(metrics: object, dataset: str, file: Path) -> Metrics:

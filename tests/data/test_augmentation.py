@@ -107,7 +107,9 @@ def test_samples_follow_from_the_seed(cfg: CfgNode, small_datasets: object, work
     assert not torch.equal(first.images, other.images)
     counts = [first.files.count(file) for file in {record["file_name"] for record in records}]
     assert max(counts) - min(counts) <= 1
-    assert first.cell_types == [""] * 7
+    assert first.cell_types == [
+        {record["file_name"]: record["cell_type"] for record in records}[file] for file in first.files
+    ]
 
 
 def test_crop_of_a_sample_lies_in_it() -> None:

@@ -24,13 +24,6 @@ from cupre_d2.errors import ClusteringError, ConfigError, DatasetError
 STAGE = "configs/mini/stages/clustering.yaml"
 UNET = {
     "INPUT.MIN_SIZE_TEST": 0,
-    "INPUT.CELL_AUGMENTATION.SIZE": 64,
-    "MODEL.UNET.CHANNELS": "(16, 16, 8, 8, 8)",
-    "MODEL.UNET.GN_GROUPS": 4,
-    "CLUSTERING.SAMPLES": 24,
-    "CLUSTERING.CLUSTERS": 6,
-    "CLUSTERING.COMPONENTS": 4,
-    "CLUSTERING.CROP": 32,
     "SOLVER.MAX_ITER": 7,
     "SOLVER.STEPS": "(4,)",
     "SOLVER.CHECKPOINT_PERIOD": 2,
@@ -44,11 +37,9 @@ def options(slim: list[str], more: dict[str, Any]) -> list[str]:
 
 @pytest.fixture()
 def typed(small_datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root whose BBBC038 has types: 14 images of the known one, 6 of others."""
+    """A root whose types a test may change: 14 images of the known one, 6 of others."""
     root = tmp_path / "datasets"
     shutil.copytree(small_datasets / "bbbc038", root / "bbbc038")
-    rows = "".join(f"{i:064x},{'dim' if i < 14 else f'odd{i % 2}'}\n" for i in range(20))
-    (root / "bbbc038/types.csv").write_text("image_id,type\n" + rows)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     return root
 

@@ -49,9 +49,10 @@ def test_images_are_chosen_by_their_number_of_cells() -> None:
 
 def test_a_row_an_arm(cells: str, tmp_path: Path) -> None:
     file = results_of(get_records(cells), tmp_path / "found.json", 0.9)
-    pictures.compare({"coco": file, "cupre": file}, cells, True, tmp_path / "arms.png")
+    chosen = pictures.choose(get_records(cells))
+    pictures.compare({"coco": file, "cupre": file}, cells, True, chosen, tmp_path / "arms.png")
     with Image.open(tmp_path / "arms.png") as image:
-        assert image.height > 1.5 * image.width / len(pictures.choose(get_records(cells)))
+        assert image.height > 1.5 * image.width / len(chosen)
 
 
 @pytest.mark.parametrize(("score", "drawn"), [(0.9, True), (0.4, False)])

@@ -76,3 +76,33 @@ def test_refused_in_one_line(arguments: list[str], expected: str, dataset_root: 
     assert run.returncode == 2, run.stdout + run.stderr
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("reproduce.py: ")]
     assert expected in line and "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_table_of_deep_clustering(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    grid = ["--table", "neural_gas", "--algorithms", "kmeans", "neural_gas", "--clusters", "3", "6", "--seeds", "0"]
+    options = [*grid, "--jobs", "2", "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "docs" / "table")]
+    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.splitlines()[-1].startswith("5 of 5 to run")
+
+    done = reproduce(dataset_root, *options, "--", *slim)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "docs/table.json").read_text())["runs"]
+    assert [(run["algorithm"], run.get("clusters", {}).get("clusters")) for run in runs] == [
+        ("baseline", None),
+        ("kmeans", 3),
+        ("kmeans", 6),
+        ("neural_gas", 3),
+        ("neural_gas", 6),
+    ]
+    assert all(set(run["MAP"]) == {"known", "unknown", "all"} for run in runs)
+    page = (tmp_path / "docs/table.md").read_text()
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert shown == [f"table{ending}.png" for ending in ("", "_entropy", "_latents", "_pictures")]
+    assert all((tmp_path / "docs" / name).is_file() for name in shown)
+    report = (tmp_path / "docs/table_report.html").read_text()
+    links = re.findall(r'href="([^"]*)"', report)
+    assert len(links) == 5 and all((tmp_path / "docs" / link).is_file() for link in links)
+    plan = reproduce(dataset_root, "--plan", *options, "--", *slim)
+    assert plan.stdout.splitlines()[-1] == "0 of 5 to run, about 0 min left"

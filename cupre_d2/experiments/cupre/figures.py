@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cupre_d2.experiments.series import Bar, Panel
+from cupre_d2.experiments.cupre.series import Bar, Panel
 
 DPI = 120
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cupre_d2.experiments import figures, series
-from cupre_d2.experiments.grid import Cell
-from cupre_d2.experiments.learning import Point
-from cupre_d2.experiments.scores import Row
-from cupre_d2.experiments.series import Series
+from cupre_d2.experiments.cupre import figures, series
+from cupre_d2.experiments.cupre.grid import Cell
+from cupre_d2.experiments.cupre.learning import Point
+from cupre_d2.experiments.cupre.scores import Row
+from cupre_d2.experiments.cupre.series import Series
 
 
 def row(arm: str, percent: float, seed: int, ap: float | None, *curve: tuple[int, float]) -> Row:

@@ -1,27 +1,14 @@
 """Tables of an experiment, for people."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tabulate import tabulate
-
-from cupre_d2.experiments.scores import Row, mean_and_spread, paired
-from cupre_d2.experiments.series import arms_of
+from cupre_d2.experiments.cupre.scores import Row, paired
+from cupre_d2.experiments.cupre.series import arms_of
+from cupre_d2.experiments.table import Table, with_spread
 
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 # The arms that the others are compared with: what most labs do, and the same with as many COCO iterations as cupre.
 CONTROLS = ("coco", "coco_long")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text by row and column."""
-
-    headers: list[str]
-    body: list[list[str]]
-
-    def markdown(self) -> str:
-        return tabulate(self.body, headers=self.headers, tablefmt="github", disable_numparse=True)
 
 
 def headline(rows: Sequence[Row]) -> Table:
@@ -59,15 +46,3 @@ def rates(rows: Sequence[Row]) -> Table:
         shown = "-" if score is None else f"{score:.1f}"
         body.append([cell.arm, f"{cell.percent:g} %", str(cell.seed), f"{cell.learning_rate:g}", shown])
     return Table(["arm", "annotated", "seed", "learning rate", "mask AP, validation"], body)
-
-
-def with_spread(values: Sequence[float], sign: bool = False) -> str:
-    """
-    >>> with_spread([1.0, 3.0])
-    '2.0 ± 1.4'
-    >>> with_spread([1.0], sign=True)
-    '+1.0'
-    """
-    mean, spread = mean_and_spread(values)
-    text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
-    return text if len(values) == 1 else f"{text} ± {spread:.1f}"

@@ -8,7 +8,7 @@ import yaml
 
 from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.grid import SCALES, Cell, Experiment, Grid, load_grid
+from cupre_d2.experiments.cupre.grid import Cell, Experiment, Grid, load_grid
 
 CONFIGS = Path("configs")
 GRID = {"ARMS": ["scratch", "coco"], "PERCENTS": [5, 10], "SEEDS": [0, 3], "LEARNING_RATES": [0.1, 0.2]}
@@ -20,7 +20,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def test_what_is_given_takes_the_place_of_the_files(tmp_path: Path) -> None:
-    grid = load_grid(write(tmp_path), seeds=[7], arms=None)
+    grid = load_grid(write(tmp_path), {"seeds": [7], "arms": None, "clusters": None})
     assert grid == Grid(("scratch", "coco"), (5, 10), (7,), (0.1, 0.2))
 
 
@@ -41,14 +41,18 @@ def test_what_is_given_takes_the_place_of_the_files(tmp_path: Path) -> None:
 )
 def test_grids_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_grid(write(tmp_path, **changes))
+        load_grid(write(tmp_path, **changes), {})
 
 
 def test_a_folder_without_a_grid(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reproduce.yaml: cannot be read"):
-        load_grid(tmp_path)
+        load_grid(tmp_path, {})
     with pytest.raises(ConfigError, match="--seeds: .*expected 0 or more"):
-        load_grid(write(tmp_path), seeds=[-2])
+        load_grid(write(tmp_path), {"seeds": [-2]})
+    with pytest.raises(
+        ConfigError, match="--clusters: not of this table; expected --arms, --percents, --seeds, --learning-r"
+    ):
+        load_grid(write(tmp_path), {"clusters": [5]})
 
 
 def test_cells() -> None:
@@ -81,10 +85,10 @@ def test_an_unknown_arm() -> None:
         Experiment("nuclei", CONFIGS / "mini", Grid((), (), (), ())).config_file("cupre")
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_shipped_grids_name_shipped_pipelines(scale: str) -> None:
-    grid = load_grid(CONFIGS / SCALES[scale])
-    experiment = Experiment("bbbc038", CONFIGS / SCALES[scale], grid)
+@pytest.mark.parametrize("folder", ["mini", ""])
+def test_shipped_grids_name_shipped_pipelines(folder: str) -> None:
+    grid = load_grid(CONFIGS / folder, {})
+    experiment = Experiment("bbbc038", CONFIGS / folder, grid)
     for arm in grid.arms:
         assert experiment.config_file(arm).is_file()
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from cupre_d2.experiments import html
-from cupre_d2.experiments.grid import Cell, Experiment, Grid
-from cupre_d2.experiments.learning import Point
-from cupre_d2.experiments.outcome import Origin, Outcome
-from cupre_d2.experiments.page import write_page
-from cupre_d2.experiments.scores import Row
+from cupre_d2.experiments.cupre import html
+from cupre_d2.experiments.cupre.grid import Cell, Experiment, Grid
+from cupre_d2.experiments.cupre.learning import Point
+from cupre_d2.experiments.cupre.outcome import Outcome
+from cupre_d2.experiments.cupre.page import write_page
+from cupre_d2.experiments.cupre.scores import Row
+from cupre_d2.experiments.results import Origin
 from cupre_d2.experiments.tasks import Evaluation, Task
 from tests.report.conftest import FOUND, NAMES, TRUE, annotation, result, write_results
 

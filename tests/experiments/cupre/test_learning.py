@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.engine.results import write_json
-from cupre_d2.experiments.learning import Point, read_curve
+from cupre_d2.experiments.cupre.learning import Point, read_curve
 from cupre_d2.experiments.tasks import Task
 
 
 @pytest.fixture()
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
     """Finished, of 240 iterations with four images each of twelve that are annotated; with lines of metrics."""
-    monkeypatch.setattr("cupre_d2.experiments.learning.get_records", lambda name: [{}] * {"few": 12}[name])
+    monkeypatch.setattr("cupre_d2.experiments.cupre.learning.get_records", lambda name: [{}] * {"few": 12}[name])
 
     def make(final: float | None, *lines: str) -> Task:
         config = "DATASETS: {TRAIN: [few]}\nSOLVER: {IMS_PER_BATCH: 4}\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.engine.results import write_json
-from cupre_d2.experiments.grid import Cell, Experiment, Grid
-from cupre_d2.experiments.plan import Plan
+from cupre_d2.experiments.cupre.grid import Cell, Experiment, Grid
+from cupre_d2.experiments.cupre.plan import Plan
 from cupre_d2.experiments.tasks import Task
 
 GRID = Grid(("scratch", "coco"), (5,), (0, 1), (0.1, 0.2))

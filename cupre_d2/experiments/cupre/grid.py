@@ -1,25 +1,21 @@
 """What an experiment compares: arms x training fractions x seeds, on one data set at one scale."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cupre_d2.engine.stages import Stage, closest, load_stages
 from cupre_d2.errors import ConfigError
+from cupre_d2.experiments.grids import SEEDS, Rule, read_grid
 
-# Folders of the pipelines' configs below configs/.
-SCALES = {"mini": "mini", "paper": ""}
 GRID_FILE = "reproduce.yaml"
 FINETUNE = "finetune_{dataset}_5pct"
 
-# Of each key: the types of its values, what holds for them, and how to say so.
-RULES: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
+RULES: dict[str, Rule] = {
     "ARMS": ((str,), bool, "names"),
     "PERCENTS": ((int, float), lambda value: 0 < value <= 100, "more than 0, up to 100"),
-    "SEEDS": ((int,), lambda value: value >= 0, "0 or more"),
+    "SEEDS": SEEDS,
     "LEARNING_RATES": ((int, float), lambda value: value > 0, "more than 0"),
 }
 
@@ -66,6 +62,15 @@ class Experiment:
     grid: Grid
     overrides: tuple[Any, ...] = ()
 
+    def identity(self) -> dict[str, Any]:
+        """What makes two experiments the same."""
+        return {
+            "dataset": self.dataset,
+            "configs": self.folder.name,
+            "overrides": [str(item) for item in self.overrides],
+            "grid": vars(self.grid),
+        }
+
     def stages(self, cell: Cell) -> list[Stage]:
         """The pipeline of a cell; the OUTPUT_DIRs are its config's.
 
@@ -107,30 +112,6 @@ class Experiment:
         return [Cell(arm, percent, seed, rate) for (arm, percent), rate in chosen.items() for seed in self.grid.seeds]
 
 
-def load_grid(folder: Path, **given: Sequence[Any] | None) -> Grid:
-    """The grid in a folder's reproduce.yaml, with what is given (and not None) in place of its values.
-
-    Raises:
-        ConfigError: no such file, a missing or unknown key, a value that is not a list of the right kind.
-    """
-    file = folder / GRID_FILE
-    try:
-        raw = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict) or set(raw) != set(RULES):
-        raise ConfigError(f"{file}: expected the keys {', '.join(RULES)}")
-    grid = Grid(**{key.lower(): _checked(f"{file}: {key}", key, values) for key, values in raw.items()})
-    changes = {key: _checked(f"--{key}", key.upper(), values) for key, values in given.items() if values is not None}
-    return replace(grid, **changes)
-
-
-def _checked(where: str, key: str, values: Any) -> tuple[Any, ...]:
-    kinds, holds, expected = RULES[key]
-    if not isinstance(values, list | tuple) or not values or not all(type(value) in kinds for value in values):
-        raise ConfigError(f"{where}: {values!r}; expected a list of {' or '.join(kind.__name__ for kind in kinds)}")
-    if len(set(values)) < len(values):
-        raise ConfigError(f"{where}: {values!r}; expected no value twice")
-    if not all(map(holds, values)):
-        raise ConfigError(f"{where}: {values!r}; expected {expected}")
-    return tuple(values)
+def load_grid(folder: Path, given: Mapping[str, Sequence[Any] | None]) -> Grid:
+    """The grid in a folder's reproduce.yaml, with what is given in place of its values; errors as of `read_grid`."""
+    return Grid(**read_grid(folder / GRID_FILE, RULES, given))

@@ -4,10 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from cupre_d2.experiments import scores, tables
-from cupre_d2.experiments.grid import Cell
-from cupre_d2.experiments.learning import Point
-from cupre_d2.experiments.scores import Row
+from cupre_d2.experiments.cupre import scores, tables
+from cupre_d2.experiments.cupre.grid import Cell
+from cupre_d2.experiments.cupre.learning import Point
+from cupre_d2.experiments.cupre.scores import Row
 
 
 def row(arm: str, percent: float, seed: int, ap: float, box: float | None = 1.0) -> Row:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.grid import Experiment, Grid
-from cupre_d2.experiments.outcome import Origin, Outcome, check_earlier
+from cupre_d2.experiments.cupre.grid import Experiment, Grid
+from cupre_d2.experiments.cupre.outcome import Outcome
+from cupre_d2.experiments.results import Origin, check_earlier
 
 GRID = Grid(("scratch", "coco"), (5.0, 10.0), (0, 1), (0.1,))
 EXPERIMENT = Experiment("bbbc038", Path("configs/mini"), GRID, ("finetune.SOLVER.MAX_ITER", "80"))
@@ -20,12 +21,12 @@ def save(experiment: Experiment, results: Path) -> None:
 
 def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
     results = tmp_path / "v1.0"
-    check_earlier(results, EXPERIMENT)
+    check_earlier(results, EXPERIMENT.identity())
     save(EXPERIMENT, results)
     assert json.loads((tmp_path / "v1.0.json").read_text())["dataset"] == "bbbc038"
-    check_earlier(results, EXPERIMENT)
+    check_earlier(results, EXPERIMENT.identity())
     larger = replace(GRID, arms=("scratch", "coco", "cupre"), percents=(5, 10, 20), seeds=(1, 0, 2))
-    check_earlier(results, replace(EXPERIMENT, grid=larger))
+    check_earlier(results, replace(EXPERIMENT, grid=larger).identity())
 
 
 @pytest.mark.parametrize(
@@ -41,16 +42,16 @@ def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
 def test_results_of_another_experiment(changes: dict, message: str, tmp_path: Path) -> None:
     save(EXPERIMENT, tmp_path / "v1.0")
     with pytest.raises(ConfigError, match=message):
-        check_earlier(tmp_path / "v1.0", replace(EXPERIMENT, **changes))
+        check_earlier(tmp_path / "v1.0", replace(EXPERIMENT, **changes).identity())
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"grid": 3}', '{"grid": {"arms": 3}}'])
 def test_what_is_no_results_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ConfigError, match="x.json: no results of reproduce.py"):
-        check_earlier(tmp_path / "x", EXPERIMENT)
+        check_earlier(tmp_path / "x", EXPERIMENT.identity())
 
 
 def test_files_of_before_the_data_set_was_kept(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"grid": vars(GRID), "runs": []}))
-    check_earlier(tmp_path / "x", EXPERIMENT)
+    check_earlier(tmp_path / "x", EXPERIMENT.identity())

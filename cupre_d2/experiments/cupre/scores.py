@@ -1,14 +1,13 @@
 """The numbers of an experiment: what is chosen on validation images, what is read on test images, and their spread."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cupre_d2.engine.results import Metrics
-from cupre_d2.experiments.grid import Cell
-from cupre_d2.experiments.learning import Point
+from cupre_d2.experiments.cupre.grid import Cell
+from cupre_d2.experiments.cupre.learning import Point
 from cupre_d2.experiments.tasks import Task
 
 # What decides between learning rates.
@@ -55,15 +54,6 @@ def choose(dataset: str, tasks: Mapping[Cell, Task]) -> dict[tuple[str, float], 
 def validation(dataset: str, task: Task) -> Metrics:
     """What a finished fine-tuning reached on the validation images; raises TaskError where that is broken."""
     return task.metrics(f"{dataset}_val")
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of a sample; NaN for one value).
-
-    >>> mean_and_spread([1.0, 3.0])
-    (2.0, 1.4142135623730951)
-    """
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def paired(rows: Sequence[Row], arm: str, other: str, task: str, metric: str) -> list[float]:

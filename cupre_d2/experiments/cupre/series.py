@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cupre_d2.experiments.scores import Row, mean_and_spread
+from cupre_d2.experiments.cupre.scores import Row
+from cupre_d2.experiments.table import mean_and_spread
 
 # Fig. 6; it is drawn if one of the three that stand for nothing else is there.
 ABLATION = ("coco", "cocopp", "cupremm", "cupre", "cuprepp")

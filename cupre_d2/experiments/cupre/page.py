@@ -1,7 +1,9 @@
 """An experiment's page in Markdown, and its figures as PNG."""
 
-from cupre_d2.experiments import figures, pictures, series, tables
-from cupre_d2.experiments.outcome import Outcome
+from cupre_d2.data import get_records
+from cupre_d2.experiments import pictures
+from cupre_d2.experiments.cupre import figures, series, tables
+from cupre_d2.experiments.cupre.outcome import Outcome
 
 PAIRED = (
     "Mask AP less that of a control, paired by fraction and seed (coco_long: COCO pre-training with as many COCO iterations "
@@ -54,6 +56,7 @@ def write_page(outcome: Outcome) -> None:
         parts += [ABLATION, f"![ablation]({name}_ablation.png)"]
     tests = outcome.first_tests()
     files = {arm: test.detections for arm, test in tests.items()}
-    pictures.compare(files, *outcome.evaluated_on(), outcome.beside("_arms.png"))
+    dataset, use_cats = outcome.evaluated_on()
+    pictures.compare(files, dataset, use_cats, pictures.choose(get_records(dataset)), outcome.beside("_arms.png"))
     parts += [RATES, tables.rates(rows).markdown(), ARMS, f"![arms]({name}_arms.png)"]
     outcome.beside(".md").write_text("\n\n".join(parts) + "\n")

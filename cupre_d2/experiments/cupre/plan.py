@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cupre_d2.experiments import scores
-from cupre_d2.experiments.estimates import outlook, paces, time_left
-from cupre_d2.experiments.grid import Cell, Experiment
+from cupre_d2.experiments.cupre import scores
+from cupre_d2.experiments.cupre.grid import Cell, Experiment
+from cupre_d2.experiments.estimates import Timed, lines, outlook
 from cupre_d2.experiments.tasks import Evaluation, Task, TaskList
 
 
@@ -52,17 +52,13 @@ class Plan:
 
     def lines(self, slots: int) -> list[str]:
         """For people: one for each task and evaluation, and the sum."""
-        everything = self._all()
-        measured = paces(everything)
         decided = {task.key for task in self._decided()}
-        lines = []
-        for item in everything:
+
+        def note(item: Timed) -> str:
             task = item.task if isinstance(item, Evaluation) else item
-            size = f"{item.iterations} iterations, " if item is task else ""
-            state = "done" if item.finished() else _about(measured.of(item))
-            lines.append(f"{item.key}: {size}{state}{'' if task.key in decided else ', learning rate to be chosen'}")
-        left = [item for item in everything if not item.finished()]
-        return [*lines, f"{len(left)} of {len(everything)} to run, {time_left(left, measured, slots)}"]
+            return "" if task.key in decided else ", learning rate to be chosen"
+
+        return lines(self._all(), slots, note)
 
     def _decided(self) -> list[Task]:
         """What will run whatever the trials show."""
@@ -79,7 +75,3 @@ class Plan:
             if cell not in self._by_cell:
                 self._by_cell[cell] = self._list.add(self.experiment.stages(cell))
         return {cell: self._by_cell[cell] for cell in cells}
-
-
-def _about(seconds: float | None) -> str:
-    return "about ? min" if seconds is None else f"about {seconds / 60:.1f} min"

@@ -1,20 +1,18 @@
 """An experiment's report: one HTML file that loads nothing, made of the pieces of a pipeline's."""
 
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.experiments import page, pictures, series, tables
-from cupre_d2.experiments.outcome import Outcome
-from cupre_d2.experiments.tasks import Task
+from cupre_d2.experiments import pictures
+from cupre_d2.experiments.cupre import page, series, tables
+from cupre_d2.experiments.cupre.outcome import Outcome
+from cupre_d2.experiments.table import Table, with_spread
 from cupre_d2.report.charts import COLORS, Chart, Line
-from cupre_d2.report.collect import PICTURE_BYTES, DatasetPart, dataset_part
-from cupre_d2.report.detections import read_evaluation, read_images
+from cupre_d2.report.collect import DatasetPart
 from cupre_d2.report.render import render_page, write_html
 
 
@@ -33,9 +31,9 @@ class Report:
     """Attributes: datasets hold the test images as each arm segments them; links are of the rows of `rates`, "" for none."""
 
     summary: str
-    headline: tables.Table
-    differences: tables.Table
-    rates: tables.Table
+    headline: Table
+    differences: Table
+    rates: Table
     links: list[str]
     charts: list[Chart]
     bars: list[Bar]
@@ -56,7 +54,7 @@ def render(outcome: Outcome) -> str:
         DatasetError: the test images or their detections cannot be used.
     """
     report = collect(outcome)
-    return render_page("experiment.html.j2", page.title(outcome), report.datasets, report=report, texts=vars(page))
+    return render_page("cupre.html.j2", page.title(outcome), report.datasets, report=report, texts=vars(page))
 
 
 def collect(outcome: Outcome) -> Report:
@@ -68,7 +66,7 @@ def collect(outcome: Outcome) -> Report:
         headline=tables.headline(rows),
         differences=tables.differences(rows),
         rates=tables.rates(rows),
-        links=[link(outcome.results.parent, outcome.tests[row.cell].task) for row in rows],
+        links=[pictures.link(outcome.results.parent, outcome.tests[row.cell].task) for row in rows],
         charts=charts(rows),
         bars=bars(series.ablation(rows)),
         datasets=compared(outcome),
@@ -76,11 +74,6 @@ def collect(outcome: Outcome) -> Report:
         commit=outcome.origin.commit,
         versions=outcome.origin.versions,
     )
-
-
-def link(start: Path, task: Task) -> str:
-    """From a page in the folder `start` to the task's own report; "" if it has none."""
-    return quote(os.path.relpath(task.report, start)) if task.report.is_file() else ""
 
 
 def charts(rows: Sequence[Any]) -> list[Chart]:
@@ -104,19 +97,12 @@ def bars(found: Sequence[series.Bar]) -> list[Bar]:
     longest = max((bar.mean for bar in found if bar.mean > 0), default=1.0)
     widths = [round(100 * bar.mean / longest, 1) if math.isfinite(bar.mean) else 0 for bar in found]
     return [
-        Bar(bar.arm, bar.place % COLORS, width, tables.with_spread(bar.values))
-        for bar, width in zip(found, widths, strict=True)
+        Bar(bar.arm, bar.place % COLORS, width, with_spread(bar.values)) for bar, width in zip(found, widths, strict=True)
     ]
 
 
 def compared(outcome: Outcome) -> list[DatasetPart]:
     """Fig. 8-10: a part an arm, of the same images."""
-    name, use_cats = outcome.evaluated_on()
-    chosen = pictures.choose(get_records(name))
-    tests = outcome.first_tests()
-    parts = []
-    for arm, test in tests.items():
-        evaluated = read_evaluation(test.detections, name, use_cats, keep=1)
-        images = read_images(test.detections, name, use_cats, chosen)
-        parts.append(dataset_part(replace(evaluated, name=arm, worst=images), PICTURE_BYTES // len(tests)))
-    return parts
+    dataset, use_cats = outcome.evaluated_on()
+    detections = {arm: test.detections for arm, test in outcome.first_tests().items()}
+    return pictures.parts(detections, dataset, use_cats, pictures.choose(get_records(dataset)))

@@ -1,0 +1,1 @@
+"""The table of CUPre's paper: arms by annotated share and seed."""

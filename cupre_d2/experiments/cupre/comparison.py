@@ -1,0 +1,55 @@
+"""The table of CUPre's paper, as reproduce.py makes it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cupre_d2.data import get_records
+from cupre_d2.experiments import runner
+from cupre_d2.experiments.cupre import html, page
+from cupre_d2.experiments.cupre.grid import Experiment, load_grid
+from cupre_d2.experiments.cupre.learning import read_curve
+from cupre_d2.experiments.cupre.outcome import Outcome
+from cupre_d2.experiments.cupre.plan import Plan
+from cupre_d2.experiments.cupre.scores import Row, validation
+from cupre_d2.experiments.results import Origin
+
+
+class CupreComparison:
+    """Arms x annotated fractions x seeds on the test images; arguments and errors as of `comparisons.Comparison`."""
+
+    def __init__(
+        self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
+    ) -> None:
+        self.experiment = Experiment(dataset, configs, load_grid(configs, given), tuple(overrides))
+        # Missing test images would show in the end only.
+        get_records(f"{dataset}_test")
+        self._plan = Plan(self.experiment, tasks)
+
+    def identity(self) -> dict[str, Any]:
+        return self.experiment.identity()
+
+    def lines(self, slots: int) -> list[str]:
+        return self._plan.lines(slots)
+
+    def run(self, engine: runner.Engine) -> None:
+        """Trials first, as they choose the learning rates of the runs."""
+        plan = self._plan
+
+        def outlook() -> str:
+            return plan.outlook(engine.slots)
+
+        runner.run(plan.with_needs(plan.trials.values()), engine, outlook)
+        runner.run(plan.with_needs(plan.runs().values()), engine, outlook)
+        runner.run({test.key: test for test in plan.tests().values()}, engine, outlook)
+
+    def write(self, results: Path, origin: Origin) -> None:
+        dataset, tests = self.experiment.dataset, self._plan.tests()
+        rows = [
+            Row(cell, validation(dataset, task), tests[cell].metrics(), read_curve(task, dataset))
+            for cell, task in self._plan.runs().items()
+        ]
+        outcome = Outcome(self.experiment, origin, results, rows, tests)
+        outcome.save()
+        page.write_page(outcome)
+        html.write_report(outcome)

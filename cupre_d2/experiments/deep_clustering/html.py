@@ -1,0 +1,92 @@
+"""The table's report: one HTML file that loads nothing, made of the pieces of a pipeline's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cupre_d2.experiments import pictures
+from cupre_d2.experiments.deep_clustering import page, series, tables
+from cupre_d2.experiments.deep_clustering.outcome import Outcome, choose_by_type
+from cupre_d2.experiments.table import Table
+from cupre_d2.report.charts import COLORS, Chart, Line
+from cupre_d2.report.collect import DatasetPart
+from cupre_d2.report.render import render_page, write_html
+
+
+@dataclass(frozen=True)
+class Report:
+    """Attributes: datasets hold images of unknown types as each arm segments them; links by run, "" for none."""
+
+    summary: str
+    images: str
+    headline: Table
+    differences: Table
+    statistics: Table
+    charts: list[Chart]
+    datasets: list[DatasetPart]
+    links: dict[str, str]
+    command: str
+    commit: str
+    versions: dict[str, str]
+
+
+def write_report(outcome: Outcome) -> Path | None:
+    """RESULTS_report.html; None where it could not be made, which is logged."""
+    return write_html(outcome.beside("_report.html"), lambda: render(outcome))
+
+
+def render(outcome: Outcome) -> str:
+    """
+    Raises:
+        DatasetError: the images or their detections cannot be used.
+    """
+    report = collect(outcome)
+    return render_page("deep_clustering.html.j2", page.title(outcome), report.datasets, report=report, texts=vars(page))
+
+
+def collect(outcome: Outcome) -> Report:
+    """Raises DatasetError as `render`."""
+    grid, dataset = outcome.experiment.grid, outcome.sets.unknown[0]
+    sizes = {"algorithms": grid.algorithms, "numbers of clusters": grid.clusters, "seeds": grid.seeds}
+    detections = {arm: task.detections(dataset) for arm, task in outcome.before_and_after().items()}
+    return Report(
+        summary=" × ".join(f"{len(values)} {name}" for name, values in sizes.items()),
+        images=page.images(outcome.sets),
+        headline=tables.headline(outcome.baseline, outcome.rows),
+        differences=tables.differences(outcome.baseline, outcome.rows),
+        statistics=tables.statistics(outcome.rows),
+        charts=charts(outcome),
+        datasets=pictures.parts(detections, dataset, outcome.use_cats, choose_by_type(dataset)),
+        links={
+            "baseline" if cell is None else f"{cell.algorithm} {cell.clusters} seed {cell.seed}": pictures.link(
+                outcome.results.parent, task
+            )
+            for cell, task in outcome.tasks.items()
+        },
+        command=outcome.origin.command,
+        commit=outcome.origin.commit,
+        versions=outcome.origin.versions,
+    )
+
+
+def charts(outcome: Outcome) -> list[Chart]:
+    """Fig. 6-8."""
+    drawn = [_chart(panel, "MAP, %") for panel in series.scores(outcome.baseline, outcome.rows)]
+    drawn.append(_chart(series.entropies(outcome.rows), "std of the entropy"))
+    return [chart for chart in drawn if not chart.is_empty]
+
+
+def _chart(panel: series.Panel, y_label: str) -> Chart:
+    lines = [
+        Line(one.algorithm, list(zip(map(float, one.clusters), one.means, strict=True)), color=place % COLORS)
+        for place, one in enumerate(panel.series)
+    ]
+    if panel.baseline is not None:
+        lines.append(Line("baseline", _across(panel.series, panel.baseline), color=len(lines) % COLORS))
+    title = f"MAP, {panel.title}" if panel.title else "Normalised entropy, its std over types"
+    return Chart(title, "clusters (k)", y_label, lines, log_x=True)
+
+
+def _across(drawn: Sequence[series.Series], value: float) -> list[tuple[float, float]]:
+    clusters = [float(k) for one in drawn for k in one.clusters]
+    return [(min(clusters), value), (max(clusters), value)]

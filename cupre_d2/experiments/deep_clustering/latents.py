@@ -1,0 +1,62 @@
+"""The latent space of a network, laid out in two dimensions (Fig. 2 of the paper)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch.nn.functional import interpolate
+
+from cupre_d2.data import get_records
+from cupre_d2.data.samples import draw_samples
+from cupre_d2.engine.pseudo_labels import LATENT_BATCH
+from cupre_d2.engine.trainers import build_network
+from cupre_d2.modeling.latent import PooledLatent, encoder_of
+
+SAMPLES = 400
+THUMBNAIL_PIXELS = 48
+
+
+@dataclass(frozen=True)
+class Map:
+    """
+    Attributes:
+        positions: N x 2 float32.
+        thumbnails: N x 48 x 48 x 3 uint8, RGB.
+        cell_types: of each, "" where it has none.
+    """
+
+    positions: np.ndarray
+    thumbnails: np.ndarray
+    cell_types: list[str]
+
+
+def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: int = 0) -> Map:
+    """t-SNE of the principal components of 400 samples' pooled latents, which are those that are clustered.
+
+    Args:
+        cfg: of the clustering stage, complete.
+        checkpoint: of a network with its config's architecture.
+        datasets: the same number of samples are drawn of each.
+
+    Raises:
+        DatasetError: an image cannot be read.
+    """
+    network = build_network(cfg)
+    DetectionCheckpointer(network).load(str(checkpoint))
+    latent = PooledLatent(encoder_of(network), cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD).to(cfg.MODEL.DEVICE)
+    parts = [
+        draw_samples(cfg, get_records(name), SAMPLES // len(datasets), (seed, place)) for place, name in enumerate(datasets)
+    ]
+    latents = np.concatenate([latent.of_samples(part.images, LATENT_BATCH).numpy() for part in parts])
+    components = PCA(min(cfg.CLUSTERING.COMPONENTS, *latents.shape), svd_solver="full").fit_transform(latents)
+    positions = TSNE(perplexity=min(30.0, (len(components) - 1) / 3), random_state=seed).fit_transform(components)
+    small = [interpolate(part.images.float(), (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), mode="area") for part in parts]
+    thumbnails = np.concatenate([part.byte().permute(0, 2, 3, 1).numpy() for part in small])
+    if cfg.INPUT.FORMAT == "BGR":
+        thumbnails = thumbnails[..., ::-1]
+    return Map(positions, thumbnails, [cell_type for part in parts for cell_type in part.cell_types])
