@@ -7,6 +7,7 @@ from typing import Any
 
 from cupre_d2.engine.stages import Stage, closest, load_stages
 from cupre_d2.errors import ConfigError
+from cupre_d2.experiments import experiment
 from cupre_d2.experiments.grids import SEEDS, Rule, read_grid
 
 GRID_FILE = "reproduce.yaml"
@@ -47,29 +48,10 @@ class Cell:
     learning_rate: float
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A grid on one data set.
+class Experiment(experiment.Experiment[Grid]):
+    """On NAME_train, NAME_val and NAME_test of the data set."""
 
-    Attributes:
-        dataset: whose NAME_train, NAME_val and NAME_test are used.
-        folder: where the configs are.
-        overrides: for all pipelines, as on train_net.py's command line.
-    """
-
-    dataset: str
-    folder: Path
-    grid: Grid
-    overrides: tuple[Any, ...] = ()
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two experiments the same."""
-        return {
-            "dataset": self.dataset,
-            "configs": self.folder.name,
-            "overrides": [str(item) for item in self.overrides],
-            "grid": vars(self.grid),
-        }
+    table = "cupre"
 
     def stages(self, cell: Cell) -> list[Stage]:
         """The pipeline of a cell; the OUTPUT_DIRs are its config's.

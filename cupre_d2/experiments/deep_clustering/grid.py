@@ -9,6 +9,7 @@ from typing import Any
 from cupre_d2.engine.pseudo_labels import ALGORITHMS
 from cupre_d2.engine.stages import Stage, load_stages
 from cupre_d2.errors import ConfigError
+from cupre_d2.experiments import experiment
 from cupre_d2.experiments.grids import SEEDS, Rule, read_grid
 
 GRID_FILE = "reproduce_neural_gas.yaml"
@@ -44,30 +45,10 @@ class Cell:
     seed: int
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A grid on one data set.
+class Experiment(experiment.Experiment[Grid]):
+    """Of the pipeline neural_gas_NAME.yaml, which names the images that are trained on and evaluated."""
 
-    Attributes:
-        dataset: whose pipeline neural_gas_NAME.yaml is run; it names the images that are trained on and evaluated.
-        folder: where the configs are.
-        overrides: for all pipelines, as on train_net.py's command line.
-    """
-
-    dataset: str
-    folder: Path
-    grid: Grid
-    overrides: tuple[Any, ...] = ()
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two experiments the same."""
-        return {
-            "table": "neural_gas",
-            "dataset": self.dataset,
-            "configs": self.folder.name,
-            "overrides": [str(item) for item in self.overrides],
-            "grid": vars(self.grid),
-        }
+    table = "neural_gas"
 
     def cells(self) -> list[Cell]:
         return [Cell(*values) for values in product(self.grid.algorithms, self.grid.clusters, self.grid.seeds)]
