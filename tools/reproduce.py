@@ -1,9 +1,15 @@
 #!/usr/bin/env python
-"""The paper's Table II in one command: `python tools/reproduce.py --scale mini --dataset bbbc038`.
+"""A paper's table in one command: `python tools/reproduce.py --scale mini --dataset bbbc038`.
 
-Arms x annotated fractions x seeds. Stages that pipelines share are trained once; the same command again goes on where it
-stopped. The learning rate of fine-tuning is chosen an arm and fraction on the validation images, with the first seed;
-the test images are read once, by the chosen runs. Overrides follow as train_net.py takes them: `STAGE.KEY value`.
+--table cupre (the default): Table II of CUPre, arms x annotated fractions x seeds. The learning rate of fine-tuning is
+chosen an arm and fraction on the validation images, with the first seed; the test images are read once, by the chosen runs.
+It takes --arms, --percents, --learning-rates and --seeds.
+
+--table neural_gas: deep clustering, algorithms x numbers of clusters x seeds, all of one segmentation network. It takes
+--algorithms, --clusters and --seeds.
+
+Stages that pipelines share are trained once; the same command again goes on where it stopped. Overrides follow as
+train_net.py takes them: `STAGE.KEY value`.
 """
 
 import argparse
@@ -49,7 +55,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="default: output/reproduce/SCALE")
     parser.add_argument(
-        "--results", type=Path, help="writes this path with .json, .md, .png and _report.html; default: below --output"
+        "--results",
+        type=Path,
+        help="how its files begin: .json, .md, _report.html and figures; default: below --output",
     )
     parser.add_argument("--plan", action="store_true", help="print what would run, what is done and how long it takes")
     parser.add_argument("opts", nargs="*", metavar="STAGE.KEY value", help="overrides for all pipelines; after --")
@@ -61,17 +69,19 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs {args.jobs}: expected 1 or more")
     output = args.output or ROOT / "output" / "reproduce" / args.scale
     results = args.results or output / f"{args.table}_{args.dataset}_{args.scale}"
-    if not args.plan:
-        setup_logger(str(output / "log.txt"), name="cupre_d2")
     given = {key: getattr(args, key) for key in LISTS}
     configs = ROOT / "configs" / SCALES[args.scale]
     comparison = COMPARISONS[args.table](args.dataset, configs, given, args.opts, output / "stages")
     check_earlier(results, comparison.identity())
+    if not args.plan:
+        setup_logger(str(output / "log.txt"), name="cupre_d2")
+    # Before hours of work, in which the checkout may change.
+    origin = Origin.of_this_process()
     engine = ENGINES[args.engine](args.jobs)
     if args.plan:
         return print("\n".join(comparison.lines(engine.slots)))
     comparison.run(engine)
-    comparison.write(results, Origin.of_this_process())
+    comparison.write(results, origin)
     logger.info(f"results: {beside(results, '.md')}")
 
 

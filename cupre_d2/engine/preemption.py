@@ -31,14 +31,15 @@ class _Notice:
 
     def __init__(self) -> None:
         self.received = False
-        self.training = False
+        # What is said of a signal that has to wait; "" where it does not.
+        self.deferred = ""
 
     def handle(self, number: int, frame: Any) -> None:
         self.received = True
-        if not self.training:
+        if not self.deferred:
             # Between training runs, all that is worth keeping is written.
             raise Preempted
-        logger.warning(f"{signal.Signals(number).name}: leaving after this step with a checkpoint")
+        logger.warning(f"{signal.Signals(number).name}: {self.deferred}")
 
 
 _notice = _Notice()
@@ -64,13 +65,17 @@ def watching() -> Iterator[None]:
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """Within, a signal is only noted: `requested` tells at the end of a step, and one after the last step ends it here."""
-    _notice.training = True
+def deferring(message: str) -> Iterator[None]:
+    """Within, a signal is only noted: `requested` tells of it, and the end of this context ends the process.
+
+    Args:
+        message: for people, when a signal comes.
+    """
+    _notice.deferred = message
     try:
         yield
     finally:
-        _notice.training = False
+        _notice.deferred = ""
     if _notice.received:
         raise Preempted
 

@@ -196,7 +196,7 @@ class StageTrainer(TrainerBase):
         if self.start_iter < self.max_iter:
             self.register_hooks(self.build_hooks(writers))
             try:
-                with preemption.training():
+                with preemption.deferring("leaving after this step with a checkpoint"):
                     self.train(self.start_iter, self.max_iter)
             finally:
                 self._release_loaders()

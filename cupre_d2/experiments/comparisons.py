@@ -1,6 +1,6 @@
 """The tables that reproduce.py makes, by name."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,21 @@ from cupre_d2.experiments.runner import Engine
 class Comparison(Protocol):
     """Many pipelines, and the table that comes of them.
 
-    Made of: the data set's name, the folder of the configs, the grid's lists from the command line (None where it has none),
-    overrides as on train_net.py's command line, and the folder that the tasks' folders go below.
-
     Raises:
-        CupreError: when it is made: a grid, config or data set cannot be used.
+        CupreError: when it is made, the grid cannot be used; before anything runs, a config or data set cannot.
     """
+
+    def __init__(
+        self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
+    ) -> None:
+        """
+        Args:
+            dataset: its name.
+            configs: their folder.
+            given: the grid's lists from the command line, None where it has none.
+            overrides: as on train_net.py's command line.
+            tasks: their folders go below it.
+        """
 
     def identity(self) -> dict[str, Any]:
         """What makes two of them the same."""
@@ -33,4 +42,4 @@ class Comparison(Protocol):
         """Of one that is all done: files whose names begin with `results`, all numbers and pages for people."""
 
 
-COMPARISONS: dict[str, Callable[..., Comparison]] = {"cupre": CupreComparison, "neural_gas": ClusteringComparison}
+COMPARISONS: dict[str, type[Comparison]] = {"cupre": CupreComparison, "neural_gas": ClusteringComparison}

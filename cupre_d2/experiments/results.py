@@ -8,12 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from cupre_d2.engine.results import versions, write_json
 from cupre_d2.errors import ConfigError
+from cupre_d2.experiments.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
+
+AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,43 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+@dataclass(frozen=True)
+class Outcome(Generic[AnyExperiment]):
+    """A finished experiment.
+
+    Attributes:
+        results: path of what it leaves, without a suffix.
+    """
+
+    experiment: AnyExperiment
+    origin: Origin
+    results: Path
+
+    def beside(self, ending: str) -> Path:
+        """A file whose name begins as all of this experiment's do."""
+        return beside(self.results, ending)
+
+    def save(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Every number, as JSON."""
+        write_json(self.beside(".json"), {**vars(self.origin), **self.experiment.identity(), "runs": list(runs)})
+
+    def header(self, title: str) -> list[str]:
+        """How the page begins, in Markdown: the title, where its numbers come from, and what people have to say of them.
+
+        That is RESULTS_notes.md, which is theirs: the page is made anew each time.
+        """
+        name, notes = self.results.name, self.beside("_notes.md")
+        return [
+            f"# {title}",
+            f"```\n{self.origin.command}\n```",
+            f"Commit {self.origin.commit}. Every number is in [{name}.json]({name}.json).",
+            *([notes.read_text().strip()] if notes.is_file() else []),
+        ]
+
+
 def beside(results: Path, ending: str) -> Path:
     """The file of an experiment with this ending, of which `results` is what all of them begin with."""
     return results.with_name(results.name + ending)
-
-
-def save(results: Path, origin: Origin, identity: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Every number, as JSON."""
-    write_json(beside(results, ".json"), {**vars(origin), **identity, "runs": list(runs)})
 
 
 def check_earlier(results: Path, identity: Mapping[str, Any]) -> None:
@@ -58,15 +90,16 @@ def check_earlier(results: Path, identity: Mapping[str, Any]) -> None:
         return
     remedy = "name another file with --results, or remove it"
     try:
-        # Files of before all of it was kept lack some.
         content = json.loads(file.read_text())
-        earlier, grid = {**identity, **content}, content["grid"]
-        lost = {key: [value for value in grid[key] if value not in values] for key, values in identity["grid"].items()}
+        grid = content["grid"]
+        # Files of before there were two tables.
+        earlier = {"table": "cupre"} | content
+        others = [key for key, value in identity.items() if key != "grid" and earlier.get(key, value) != value]
+        lost = {} if others else {key: [v for v in grid[key] if v not in values] for key, values in identity["grid"].items()}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file}: no results of reproduce.py ({type(error).__name__}: {error}); {remedy}") from error
-    for key, value in identity.items():
-        if key != "grid" and earlier[key] != value:
-            raise ConfigError(f"{file}: results of another {key}, {earlier[key]}; expected {value}; {remedy}")
+    for key in others:
+        raise ConfigError(f"{file}: results of another {key}, {earlier[key]}; expected {identity[key]}; {remedy}")
     for key, values in lost.items():
         if values:
             raise ConfigError(f"{file}: results of another grid, with {key} {values}; {remedy}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cupre_d2.engine import preemption
 from cupre_d2.experiments.attempts import TaskError
 
 logger = logging.getLogger(__name__)
@@ -95,10 +96,12 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
                 else:
                     logger.info(f"{key}: finished; {outlook()}")
     finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        # A second signal would leave processes behind, beside which the next run would start them again.
+        with preemption.deferring("leaving once the processes have ended"):
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     if failed:
         others = f", and {len(failed) - 1} others" if len(failed) > 1 else ""
         raise TaskError(f"{failed[0].key} failed{others}: {_last_line(failed[0].log)} ({failed[0].log})")

@@ -69,6 +69,17 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
         (["--percents", "0"], "--percents: [0.0]; expected more than 0, up to 100"),
         (["--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["--", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
+        (["--", "finetune_bbbc038_5pct.SEED", "3"], "finetune_bbbc038_5pct.SEED: set by the lists of the table"),
+        (
+            ["--table", "neural_gas", "--arms", "coco"],
+            "--arms: not of this table; expected --algorithms",
+        ),
+        (["--table", "neural_gas", "--", "clustering.CLUSTERING.CLUSTERS", "20"], "CLUSTERING.CLUSTERS: set by the lists"),
+        (
+            ["--table", "neural_gas", "--", "clustering.DATASETS.TEST", "('bbbc038_unknown',)"],
+            "expected one data set that is",
+        ),
+        (["--table", "neural_gas", "--", "clustering.MODEL.WEIGHTS", "a.pth"], "expected those of the stage before"),
     ],
 )
 def test_refused_in_one_line(arguments: list[str], expected: str, dataset_root: Path, tmp_path: Path) -> None:
@@ -89,7 +100,7 @@ def test_table_of_deep_clustering(dataset_root: Path, slim: list[str], tmp_path:
     done = reproduce(dataset_root, *options, "--", *slim)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "docs/table.json").read_text())["runs"]
-    assert [(run["algorithm"], run.get("clusters", {}).get("clusters")) for run in runs] == [
+    assert [(run["algorithm"], run.get("clusters")) for run in runs] == [
         ("baseline", None),
         ("kmeans", 3),
         ("kmeans", 6),
@@ -102,6 +113,7 @@ def test_table_of_deep_clustering(dataset_root: Path, slim: list[str], tmp_path:
     assert shown == [f"table{ending}.png" for ending in ("", "_entropy", "_latents", "_pictures")]
     assert all((tmp_path / "docs" / name).is_file() for name in shown)
     report = (tmp_path / "docs/table_report.html").read_text()
+    assert "data:image/png;base64," in report
     links = re.findall(r'href="([^"]*)"', report)
     assert len(links) == 5 and all((tmp_path / "docs" / link).is_file() for link in links)
     plan = reproduce(dataset_root, "--plan", *options, "--", *slim)

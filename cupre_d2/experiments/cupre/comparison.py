@@ -1,6 +1,7 @@
 """The table of CUPre's paper, as reproduce.py makes it."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ class CupreComparison:
         self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
     ) -> None:
         self.experiment = Experiment(dataset, configs, load_grid(configs, given), tuple(overrides))
+        self._folder = tasks
+
+    @cached_property
+    def _plan(self) -> Plan:
         # Missing test images would show in the end only.
-        get_records(f"{dataset}_test")
-        self._plan = Plan(self.experiment, tasks)
+        get_records(f"{self.experiment.dataset}_test")
+        return Plan(self.experiment, self._folder)
 
     def identity(self) -> dict[str, Any]:
         return self.experiment.identity()
@@ -50,6 +55,6 @@ class CupreComparison:
             for cell, task in self._plan.runs().items()
         ]
         outcome = Outcome(self.experiment, origin, results, rows, tests)
-        outcome.save()
+        outcome.save([row.plain() for row in rows])
         page.write_page(outcome)
         html.write_report(outcome)

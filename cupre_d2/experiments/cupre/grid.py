@@ -57,7 +57,7 @@ class Experiment(experiment.Experiment[Grid]):
         """The pipeline of a cell; the OUTPUT_DIRs are its config's.
 
         Raises:
-            ConfigError: there is no such arm, or its config cannot be used.
+            ConfigError: there is no such arm, its config cannot be used, or an override of what the grid sets.
         """
         finetune = FINETUNE.format(dataset=self.dataset)
         values = {
@@ -66,8 +66,7 @@ class Experiment(experiment.Experiment[Grid]):
             "SEED": cell.seed,
             "SOLVER.BASE_LR": cell.learning_rate,
         }
-        chosen = [item for key, value in values.items() for item in (f"{finetune}.{key}", value)]
-        _, stages = load_stages(str(self.config_file(cell.arm)), [*self.overrides, *chosen])
+        _, stages = load_stages(str(self.config_file(cell.arm)), self.with_values(finetune, values))
         return stages
 
     def config_file(self, arm: str) -> Path:

@@ -39,10 +39,8 @@ def write_page(outcome: Outcome) -> None:
     figures.draw_fractions(series.against_fractions(rows), outcome.beside(".png"))
     figures.draw_epochs(series.against_epochs(rows), outcome.beside("_epochs.png"))
     parts = [
-        f"# {title(outcome)}",
-        f"```\n{outcome.origin.command}\n```",
-        f"Commit {outcome.origin.commit}. Every number is in [{name}.json]({name}.json). AP in percent on the test images, "
-        "which were read once;\nmean ± standard deviation over seeds.",
+        *outcome.header(title(outcome)),
+        "AP in percent on the test images, which were read once; mean ± standard deviation over seeds.",
         tables.headline(rows).markdown(),
         PAIRED,
         tables.differences(rows).markdown(),

@@ -1,17 +1,37 @@
 """The deep-clustering paper's table, as reproduce.py makes it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
+from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import runner
 from cupre_d2.experiments.deep_clustering import html, page
-from cupre_d2.experiments.deep_clustering.grid import Cell, Experiment, load_grid
+from cupre_d2.experiments.deep_clustering.grid import CLUSTERING, Cell, Experiment, load_grid
 from cupre_d2.experiments.deep_clustering.outcome import Outcome
-from cupre_d2.experiments.deep_clustering.scores import TestSets, read_row
+from cupre_d2.experiments.deep_clustering.scores import EvaluatedSets, read_row
 from cupre_d2.experiments.estimates import lines, outlook
 from cupre_d2.experiments.results import Origin
 from cupre_d2.experiments.tasks import Task, TaskList
+
+
+@dataclass(frozen=True)
+class Work:
+    """
+    Attributes:
+        cfg: of a clustering stage.
+        tasks: of the baseline (None) and of each cell.
+        all: with what they start from.
+    """
+
+    cfg: CfgNode
+    sets: EvaluatedSets
+    tasks: Mapping[Cell | None, Task]
+    all: Sequence[Task]
 
 
 class ClusteringComparison:
@@ -25,31 +45,47 @@ class ClusteringComparison:
         self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
     ) -> None:
         self.experiment = Experiment(dataset, configs, load_grid(configs, given), tuple(overrides))
-        pipelines = {cell: self.experiment.stages(cell) for cell in self.experiment.cells()}
-        stages = next(iter(pipelines.values()))
-        self._cfg = stages[-1].cfg
-        self._sets = TestSets.of(self._cfg)
-        self._list = TaskList(tasks)
-        # All pipelines have the same stages before the last.
-        self._tasks: dict[Cell | None, Task] = {None: self._list.add(stages[:-1])}
-        self._tasks |= {cell: self._list.add(stages) for cell, stages in pipelines.items()}
+        self._folder = tasks
+
+    @cached_property
+    def _work(self) -> Work:
+        return plan(self.experiment, self._folder)
 
     def identity(self) -> dict[str, Any]:
         return self.experiment.identity()
 
     def lines(self, slots: int) -> list[str]:
-        return lines(self._all(), slots)
+        return lines(self._work.all, slots)
 
     def run(self, engine: runner.Engine) -> None:
-        tasks = self._all()
+        tasks = self._work.all
         runner.run({task.key: task for task in tasks}, engine, lambda: outlook(tasks, engine.slots))
 
     def write(self, results: Path, origin: Origin) -> None:
-        baseline, *rows = (read_row(cell, task, self._sets) for cell, task in self._tasks.items())
-        outcome = Outcome(self.experiment, self._cfg, origin, results, baseline, rows, self._tasks)
-        outcome.save()
+        work = self._work
+        baseline, *rows = (read_row(cell, task, work.sets) for cell, task in work.tasks.items())
+        outcome = Outcome(self.experiment, origin, results, work.cfg, baseline, rows, work.tasks)
+        outcome.save([row.plain() for row in (baseline, *rows)])
         page.write_page(outcome)
         html.write_report(outcome)
 
-    def _all(self) -> list[Task]:
-        return self._list.with_needs(self._tasks.values())
+
+def plan(experiment: Experiment, folder: Path) -> Work:
+    """What an experiment runs, in folders below `folder`.
+
+    Raises:
+        CupreError: a config or data set cannot be used, or the networks could not be compared.
+    """
+    pipelines = {cell: experiment.stages(cell) for cell in experiment.cells()}
+    # All pipelines have the same stages before the last.
+    stages = next(iter(pipelines.values()))
+    cfg = stages[-1].cfg
+    sets = EvaluatedSets.of(stages[-2].cfg, cfg)
+    found = TaskList(folder)
+    baseline = found.add(stages[:-1])
+    tasks: dict[Cell | None, Task] = {None: baseline}
+    for cell, pipeline in pipelines.items():
+        tasks[cell] = found.add(pipeline)
+        if baseline.key not in tasks[cell].needs:
+            raise ConfigError(f"{CLUSTERING}.MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: expected those of the stage before")
+    return Work(cfg, sets, tasks, found.with_needs(tasks.values()))

@@ -31,11 +31,11 @@ def draw_entropies(panel: Panel, file: Path) -> None:
 
 
 def _draw(axes: Any, panel: Panel, y_label: str) -> None:
-    for place, series in enumerate(panel.series):
-        spreads = np.nan_to_num(series.spreads)
+    for color, series in enumerate(panel.series):
         # Side by side, or their bars would hide each other.
-        shifted = np.array(series.clusters) * 1.04**place
-        axes.errorbar(shifted, series.means, spreads, fmt="o-", color=f"C{place}", capsize=3, label=series.algorithm)
+        shifted = [place.clusters * 1.04**color for place in series.places]
+        means, spreads = ([getattr(place, name) for place in series.places] for name in ("mean", "spread"))
+        axes.errorbar(shifted, means, np.nan_to_num(spreads), fmt="o-", color=f"C{color}", capsize=3, label=series.algorithm)
     if panel.baseline is not None:
         axes.axhline(panel.baseline, color="black", linestyle="--", linewidth=1, label="baseline")
     axes.set(xlabel="clusters (k)", ylabel=y_label, title=panel.title, xscale="log")
@@ -50,16 +50,17 @@ def draw_map(found: Map, file: Path) -> None:
     low, high = found.positions.min(0), found.positions.max(0)
     side = THUMBNAIL * (high - low).max()
     types = sorted(set(found.cell_types))
-    for thumbnail, (x, y), cell_type in zip(found.thumbnails, found.positions, found.cell_types, strict=True):
+    samples = zip(found.thumbnails, found.positions, found.cell_types, strict=True)
+    for layer, (thumbnail, (x, y), cell_type) in enumerate(samples):
         extent = (x - side / 2, x + side / 2, y - side / 2, y + side / 2)
-        axes.imshow(thumbnail, extent=extent, aspect="auto")
+        axes.imshow(thumbnail, extent=extent, aspect="auto", zorder=layer)
         left, right, bottom, top = extent
         frame = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
-        axes.plot(*frame, color=f"C{types.index(cell_type) % 10}", linewidth=1.2)
-    for place, name in enumerate(types):
-        axes.plot([], [], "s", color=f"C{place % 10}", label=name or "no type")
+        axes.plot(*frame, color=f"C{types.index(cell_type) % 10}", linewidth=1.2, zorder=layer)
+    for color, name in enumerate(types):
+        axes.plot([], [], "s", color=f"C{color % 10}", label=name or "no type")
     axes.set(
         xlim=(low[0] - side, high[0] + side), ylim=(low[1] - side, high[1] + side), xticks=[], yticks=[], aspect="equal"
     )
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8).set_zorder(len(types) + len(found.cell_types))
     figure.savefig(file, dpi=DPI)

@@ -57,14 +57,13 @@ class Experiment(experiment.Experiment[Grid]):
         """The pipeline of a cell, the clustering last.
 
         Raises:
-            ConfigError: there is no such pipeline, or it cannot be used.
+            ConfigError: there is no such pipeline, it cannot be used, or an override of what the grid sets.
         """
         file = self.folder / f"neural_gas_{self.dataset}.yaml"
         if not file.is_file():
             raise ConfigError(f"{file}: no such pipeline, which --table neural_gas needs for --dataset {self.dataset}")
         values = {"CLUSTERING.ALGORITHM": cell.algorithm, "CLUSTERING.CLUSTERS": cell.clusters, "SEED": cell.seed}
-        chosen = [item for key, value in values.items() for item in (f"{CLUSTERING}.{key}", value)]
-        _, stages = load_stages(str(file), [*self.overrides, *chosen])
+        _, stages = load_stages(str(file), self.with_values(CLUSTERING, values))
         if len(stages) < 2:
             raise ConfigError(f"{file}: expected a network that segments, then the stage {CLUSTERING}")
         return stages

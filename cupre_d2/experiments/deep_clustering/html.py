@@ -1,5 +1,6 @@
 """The table's report: one HTML file that loads nothing, made of the pieces of a pipeline's."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,19 @@ from cupre_d2.report.render import render_page, write_html
 
 @dataclass(frozen=True)
 class Report:
-    """Attributes: datasets hold images of unknown types as each arm segments them; links by run, "" for none."""
+    """
+    Attributes:
+        latents: the picture, as a data URI.
+        datasets: images of unknown types as each arm segments them.
+        links: by run, "" for none.
+    """
 
     summary: str
     images: str
     headline: Table
-    differences: Table
     statistics: Table
     charts: list[Chart]
+    latents: str
     datasets: list[DatasetPart]
     links: dict[str, str]
     command: str
@@ -31,7 +37,7 @@ class Report:
 
 
 def write_report(outcome: Outcome) -> Path | None:
-    """RESULTS_report.html; None where it could not be made, which is logged."""
+    """RESULTS_report.html, once the page and its figures are there; None where it could not be made, which is logged."""
     return write_html(outcome.beside("_report.html"), lambda: render(outcome))
 
 
@@ -46,16 +52,16 @@ def render(outcome: Outcome) -> str:
 
 def collect(outcome: Outcome) -> Report:
     """Raises DatasetError as `render`."""
-    grid, dataset = outcome.experiment.grid, outcome.sets.unknown[0]
+    grid, dataset = outcome.experiment.grid, outcome.sets.unknown
     sizes = {"algorithms": grid.algorithms, "numbers of clusters": grid.clusters, "seeds": grid.seeds}
     detections = {arm: task.detections(dataset) for arm, task in outcome.before_and_after().items()}
     return Report(
         summary=" × ".join(f"{len(values)} {name}" for name, values in sizes.items()),
         images=page.images(outcome.sets),
         headline=tables.headline(outcome.baseline, outcome.rows),
-        differences=tables.differences(outcome.baseline, outcome.rows),
         statistics=tables.statistics(outcome.rows),
         charts=charts(outcome),
+        latents="data:image/png;base64," + base64.b64encode(outcome.beside("_latents.png").read_bytes()).decode(),
         datasets=pictures.parts(detections, dataset, outcome.use_cats, choose_by_type(dataset)),
         links={
             "baseline" if cell is None else f"{cell.algorithm} {cell.clusters} seed {cell.seed}": pictures.link(
@@ -77,16 +83,20 @@ def charts(outcome: Outcome) -> list[Chart]:
 
 
 def _chart(panel: series.Panel, y_label: str) -> Chart:
-    lines = [
-        Line(one.algorithm, list(zip(map(float, one.clusters), one.means, strict=True)), color=place % COLORS)
-        for place, one in enumerate(panel.series)
-    ]
+    lines = [line for color, one in enumerate(panel.series) for line in _lines(one, color % COLORS)]
     if panel.baseline is not None:
-        lines.append(Line("baseline", _across(panel.series, panel.baseline), color=len(lines) % COLORS))
+        lines.append(Line("baseline", _across(panel.series, panel.baseline), color=len(panel.series) % COLORS))
     title = f"MAP, {panel.title}" if panel.title else "Normalised entropy, its std over types"
     return Chart(title, "clusters (k)", y_label, lines, log_x=True)
 
 
+def _lines(one: series.Series, color: int) -> list[Line]:
+    """The mean, and each seed as a dot."""
+    dots = [(float(place.clusters), value) for place in one.places for value in place.values]
+    means = [(float(place.clusters), place.mean) for place in one.places]
+    return [Line("", dots, dots=True, color=color), Line(one.algorithm, means, color=color)]
+
+
 def _across(drawn: Sequence[series.Series], value: float) -> list[tuple[float, float]]:
-    clusters = [float(k) for one in drawn for k in one.clusters]
+    clusters = [float(place.clusters) for one in drawn for place in one.places]
     return [(min(clusters), value), (max(clusters), value)]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch.nn.functional import interpolate
 
+from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.data import get_records
 from cupre_d2.data.samples import draw_samples
 from cupre_d2.engine.pseudo_labels import LATENT_BATCH
@@ -45,9 +45,10 @@ def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: in
 
     Raises:
         DatasetError: an image cannot be read.
+        CheckpointError: the checkpoint is of another network.
     """
     network = build_network(cfg)
-    DetectionCheckpointer(network).load(str(checkpoint))
+    load_initial_weights(network, str(checkpoint))
     latent = PooledLatent(encoder_of(network), cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD).to(cfg.MODEL.DEVICE)
     parts = [
         draw_samples(cfg, get_records(name), SAMPLES // len(datasets), (seed, place)) for place, name in enumerate(datasets)

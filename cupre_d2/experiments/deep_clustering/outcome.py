@@ -3,15 +3,14 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from cupre_d2.data import get_records
-from cupre_d2.experiments.deep_clustering.grid import Experiment
-from cupre_d2.experiments.deep_clustering.scores import Row, TestSets
-from cupre_d2.experiments.results import Origin, beside, save
+from cupre_d2.experiments import results
+from cupre_d2.experiments.deep_clustering.grid import Cell, Experiment
+from cupre_d2.experiments.deep_clustering.scores import EvaluatedSets, Row
 from cupre_d2.experiments.tasks import Task
 
 # Pictures of more images are too small to see.
@@ -19,26 +18,21 @@ MOST_IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finished experiment.
-
+class Outcome(results.Outcome[Experiment]):
+    """
     Attributes:
         cfg: of a clustering stage.
-        results: path of what it leaves, without a suffix.
         baseline, rows: the numbers.
         tasks: of the baseline (None) and of each row's cell.
     """
 
-    experiment: Experiment
     cfg: CfgNode
-    origin: Origin
-    results: Path
     baseline: Row
     rows: list[Row]
-    tasks: Mapping[Any, Task]
+    tasks: Mapping[Cell | None, Task]
 
     @property
-    def sets(self) -> TestSets:
+    def sets(self) -> EvaluatedSets:
         return self.baseline.sets
 
     @property
@@ -46,23 +40,12 @@ class Outcome:
         """Whether categories are told apart."""
         return self.cfg.TEST.CELL_COCO.USE_CATS
 
-    def beside(self, ending: str) -> Path:
-        """A file whose name begins as all of this experiment's do."""
-        return beside(self.results, ending)
-
-    def save(self) -> None:
-        """Every number, as JSON."""
-        save(self.results, self.origin, self.experiment.identity(), [row.plain() for row in (self.baseline, *self.rows)])
-
     def before_and_after(self) -> dict[str, Task]:
         """The baseline, and of each algorithm the most clusters with the first seed."""
         grid = self.experiment.grid
-        shown = [
-            row.cell
-            for row in self.rows
-            if row.cell and (row.cell.clusters, row.cell.seed) == (max(grid.clusters), grid.seeds[0])
-        ]
-        return {"baseline": self.tasks[None]} | {f"{cell.algorithm}, k {cell.clusters}": self.tasks[cell] for cell in shown}
+        shown = [Cell(algorithm, max(grid.clusters), grid.seeds[0]) for algorithm in grid.algorithms]
+        after = {f"{cell.algorithm}, k {cell.clusters}": self.tasks[cell] for cell in shown}
+        return {"baseline": self.tasks[None]} | after
 
 
 def choose_by_type(dataset: str) -> list[Hashable]:

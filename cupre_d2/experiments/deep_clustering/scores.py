@@ -21,34 +21,45 @@ PARTS = ("known", "unknown", "all")
 
 
 @dataclass(frozen=True)
-class TestSets:
+class EvaluatedSets:
     """What is evaluated.
 
     Attributes:
-        known, unknown: data sets by whether their images were clustered. The paper clusters its test images too.
+        known: data sets that are not clustered.
+        unknown: the one that is; the paper clusters its test images too.
         images: how many each has.
     """
 
     known: tuple[str, ...]
-    unknown: tuple[str, ...]
+    unknown: str
     images: Mapping[str, int]
 
     @classmethod
-    def of(cls, cfg: CfgNode) -> "TestSets":
-        """Of the clustering stage; raises ConfigError where there are no known or no unknown ones."""
+    def of(cls, before: CfgNode, cfg: CfgNode) -> "EvaluatedSets":
+        """Of the clustering stage's config and that of the stage before it.
+
+        Raises:
+            ConfigError: no known ones, not one unknown, metrics that the table needs are missing, or the two stages differ.
+        """
         unknown = tuple(name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.UNLABELED)
         known = tuple(name for name in cfg.DATASETS.TEST if name not in unknown)
-        if not known or not unknown:
+        if not known or len(unknown) != 1:
             raise ConfigError(
-                f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: expected data sets that are clustered (DATASETS.UNLABELED) "
+                f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: expected one data set that is clustered (DATASETS.UNLABELED) "
                 "and others that are not"
             )
         if "labels" not in cfg.TEST.EVALUATORS or "cell_coco" not in cfg.TEST.EVALUATORS:
             raise ConfigError(f"TEST.EVALUATORS {tuple(cfg.TEST.EVALUATORS)}: expected labels and cell_coco")
-        return cls(known, unknown, {name: len(get_records(name)) for name in cfg.DATASETS.TEST})
+        for name, key in (("DATASETS", "TEST"), ("TEST", "EVALUATORS")):
+            if tuple(before[name][key]) != tuple(cfg[name][key]):
+                raise ConfigError(
+                    f"{name}.{key} {tuple(before[name][key])}: of the network before clustering; expected what is evaluated "
+                    f"after it, {tuple(cfg[name][key])}"
+                )
+        return cls(known, unknown[0], {name: len(get_records(name)) for name in cfg.DATASETS.TEST})
 
     def names(self, part: str) -> tuple[str, ...]:
-        return {"known": self.known, "unknown": self.unknown, "all": self.known + self.unknown}[part]
+        return {"known": self.known, "unknown": (self.unknown,), "all": (*self.known, self.unknown)}[part]
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,13 @@ class Row:
     Attributes:
         cell: None for the baseline, which no clustering has touched.
         test: {data set: {"bbox", "segm" or "labels": {name: percent}}}.
-        clusters: see `cluster_statistics`; empty for the baseline.
+        statistics: of the clusters, see `cluster_statistics`; empty for the baseline.
     """
 
     cell: Cell | None
-    sets: TestSets
+    sets: EvaluatedSets
     test: Mapping[str, Metrics]
-    clusters: Mapping[str, float]
+    statistics: Mapping[str, float]
 
     def value(self, part: str) -> float:
         """MAP in percent of one of PARTS: the mean over its images."""
@@ -75,10 +86,10 @@ class Row:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         cell = {"algorithm": "baseline"} if self.cell is None else vars(self.cell)
-        return {**cell, "MAP": {part: self.value(part) for part in PARTS}, "clusters": self.clusters, "test": self.test}
+        return {**cell, "MAP": {part: self.value(part) for part in PARTS}, "statistics": self.statistics, "test": self.test}
 
 
-def read_row(cell: Cell | None, task: Task, sets: TestSets) -> Row:
+def read_row(cell: Cell | None, task: Task, sets: EvaluatedSets) -> Row:
     """Of a finished task.
 
     Raises:
@@ -92,8 +103,8 @@ def read_row(cell: Cell | None, task: Task, sets: TestSets) -> Row:
     if cell and not rounds:
         raise broken(task.stage_folder / "metrics.json", "no statistics of clusters")
     found = rounds[-1] if rounds else {}
-    clusters = {key.removeprefix(CLUSTERS): value for key, value in found.items() if key.startswith(CLUSTERS)}
-    return Row(cell, sets, test, clusters)
+    statistics = {key.removeprefix(CLUSTERS): value for key, value in found.items() if key.startswith(CLUSTERS)}
+    return Row(cell, sets, test, statistics)
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
@@ -105,12 +116,12 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
     return found
 
 
-def gains(rows: Sequence[Row], baseline: Row, part: str) -> list[float]:
-    """MAP of each less the baseline's, percent points."""
-    return [row.value(part) - baseline.value(part) for row in rows]
+def gain(rows: Sequence[Row], baseline: Row, part: str) -> float:
+    """Mean MAP less the baseline's, percent points; its spread is that of the rows, as there is one baseline."""
+    return fmean(row.value(part) for row in rows) - baseline.value(part)
 
 
 def mean_statistic(rows: Sequence[Row], name: str) -> float:
     """Of the clusters, over seeds; NaN where the samples have no types."""
-    values = [row.clusters[name] for row in rows if name in row.clusters]
+    values = [row.statistics[name] for row in rows if name in row.statistics]
     return fmean(values) if values else float("nan")

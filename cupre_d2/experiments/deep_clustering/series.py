@@ -9,13 +9,21 @@ from cupre_d2.experiments.table import mean_and_spread
 
 
 @dataclass(frozen=True)
+class Place:
+    """Of a number of clusters: the values of all seeds, their mean and standard deviation (NaN for one)."""
+
+    clusters: int
+    values: list[float]
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
 class Series:
-    """Of an algorithm, by number of clusters: mean and standard deviation over seeds (NaN for one)."""
+    """Of an algorithm, by number of clusters, ascending."""
 
     algorithm: str
-    clusters: list[int]
-    means: list[float]
-    spreads: list[float]
+    places: list[Place]
 
 
 @dataclass(frozen=True)
@@ -29,30 +37,20 @@ class Panel:
 
 def scores(baseline: Row, rows: Sequence[Row]) -> list[Panel]:
     """Fig. 6 and 7: MAP (%) against the number of clusters, of known and unknown types and all."""
-    return [
-        Panel(
-            f"{part} types" if part != "all" else "all",
-            _series(rows, partial(Row.value, part=part)),
-            baseline.value(part),
-        )
-        for part in PARTS
-    ]
+    titles = {part: part if part == "all" else f"{part} types" for part in PARTS}
+    return [Panel(titles[part], _series(rows, partial(Row.value, part=part)), baseline.value(part)) for part in PARTS]
 
 
 def entropies(rows: Sequence[Row]) -> Panel:
-    """Fig. 8: the standard deviation over types of the normalised entropy, see `cluster_statistics`."""
-    with_types = [row for row in rows if "type_entropy_std" in row.clusters]
-    return Panel("", _series(with_types, lambda row: row.clusters["type_entropy_std"]))
+    """Our reading of Fig. 8: the standard deviation over types of the normalised entropy, see `cluster_statistics`."""
+    with_types = [row for row in rows if "type_entropy_std" in row.statistics]
+    return Panel("", _series(with_types, lambda row: row.statistics["type_entropy_std"]))
 
 
 def _series(rows: Sequence[Row], value: Callable[[Row], float]) -> list[Series]:
-    found: dict[str, Series] = {}
-    for (algorithm, clusters), of_group in sorted(groups(rows).items(), key=lambda item: item[0][1]):
-        series = found.setdefault(algorithm, Series(algorithm, [], [], []))
-        mean, spread = mean_and_spread([value(row) for row in of_group])
-        series.clusters.append(clusters)
-        series.means.append(mean)
-        series.spreads.append(spread)
     # In the order of the rows, which is that of their colours in all figures.
-    order = list(dict.fromkeys(algorithm for algorithm, _ in groups(rows)))
-    return [found[algorithm] for algorithm in order]
+    found: dict[str, list[Place]] = {}
+    for (algorithm, clusters), of_group in groups(rows).items():
+        values = [value(row) for row in of_group]
+        found.setdefault(algorithm, []).append(Place(clusters, values, *mean_and_spread(values)))
+    return [Series(algorithm, sorted(places, key=lambda place: place.clusters)) for algorithm, places in found.items()]

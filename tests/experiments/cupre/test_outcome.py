@@ -16,7 +16,7 @@ EXPERIMENT = Experiment("bbbc038", Path("configs/mini"), GRID, ("finetune.SOLVER
 
 
 def save(experiment: Experiment, results: Path) -> None:
-    Outcome(experiment, Origin("command", "commit", {}), results, [], {}).save()
+    Outcome(experiment, Origin("command", "commit", {}), results, [], {}).save([])
 
 
 def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
@@ -55,3 +55,17 @@ def test_what_is_no_results_file(content: str, tmp_path: Path) -> None:
 def test_files_of_before_the_data_set_was_kept(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"grid": vars(GRID), "runs": []}))
     check_earlier(tmp_path / "x", EXPERIMENT.identity())
+
+
+def test_results_of_another_table(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"dataset": "bbbc038", "grid": {"arms": ["coco"]}, "runs": []}))
+    with pytest.raises(ConfigError, match="x.json: results of another table, cupre; expected neural_gas"):
+        check_earlier(tmp_path / "x", {"table": "neural_gas", "dataset": "bbbc038", "grid": {"clusters": (5,)}})
+
+
+def test_a_page_takes_in_what_people_have_noted(tmp_path: Path) -> None:
+    outcome = Outcome(EXPERIMENT, Origin("python x.py", "abc", {}), tmp_path / "table", [], {})
+    title, command, commit = outcome.header("Title")
+    assert (title, command) == ("# Title", "```\npython x.py\n```") and "Commit abc" in commit
+    (tmp_path / "table_notes.md").write_text("Two seeds only.\n")
+    assert outcome.header("Title")[3:] == ["Two seeds only."]
