@@ -1,5 +1,6 @@
 """Order, threads, failures."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -84,9 +85,14 @@ def test_a_process_that_leaves_no_result_has_failed(tmp_path: Path) -> None:
         run({"empty": Script("empty", tmp_path, code="sys.exit(0)")}, LocalEngine(1), outlook)
 
 
-def test_sigterm_ends_the_processes_too(tmp_path: Path) -> None:
+# Of a process that first writes what it has.
+LEAVES_SLOWLY = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), sys.exit(0)))\n"
+
+
+@pytest.mark.parametrize(("code", "again"), [("", False), (LEAVES_SLOWLY, True)])
+def test_signals_end_the_processes_too(code: str, again: bool, tmp_path: Path) -> None:
     alive = tmp_path / "pid"
-    code = f"open({str(alive)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(600)"
+    code = f"import time\n{code}open({str(alive)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     main = f"""
 from pathlib import Path
 from cupre_d2.engine.preemption import watching
@@ -98,9 +104,13 @@ with watching():
 """
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", main])
     wait_for(lambda: alive.is_file() and alive.read_text() != "")
-    process.terminate()
+    process.send_signal(signal.SIGUSR1)
+    if again:
+        # It must not break off what the first has begun.
+        time.sleep(0.5)
+        process.terminate()
     assert process.wait(60) == RESUME_ME
-    wait_for(lambda: not Path("/proc", alive.read_text()).exists())
+    assert not Path("/proc", alive.read_text()).exists()
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
