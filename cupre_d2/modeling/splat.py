@@ -10,6 +10,7 @@ from torchvision.ops import DeformConv2d, deform_conv2d
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.conv_norm import as_scale_and_shift, is_smaller_than_map
 from cupre_d2.modeling.norms import get_norm
+from cupre_d2.modeling.relu import relu_
 
 REDUCTION = 4
 SMALLEST_HIDDEN = 32
@@ -75,7 +76,7 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
         """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride); `deformation` as `split_deformation` gives it."""
-        maps = torch.relu_(self.convolved(x, *deformation))
+        maps = relu_(self.convolved(x, *deformation))
         # Not the mean: the gradient of a sum needs no map of its own. In float16 it might overflow.
         pooled = maps.sum((2, 3), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32)) / maps[0, 0].numel()
         pooled = pooled.to(maps.dtype).unflatten(1, (self.radix, -1)).sum(1)

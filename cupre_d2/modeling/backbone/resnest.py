@@ -26,6 +26,7 @@ from cupre_d2.modeling.conv_norm import ConvNorm
 from cupre_d2.modeling.deform import build_offset_conv, split_deformation
 from cupre_d2.modeling.norms import get_norm
 from cupre_d2.modeling.recompute import recomputed
+from cupre_d2.modeling.relu import relu_
 from cupre_d2.modeling.splat import SplitAttention
 
 BLOCKS = {
@@ -62,7 +63,7 @@ class DeepStem(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
-            x = torch.relu_(conv(x))
+            x = relu_(conv(x))
         return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -144,10 +145,11 @@ class Bottleneck(CNNBlockBase):
         return recomputed(self, self._forward, x) if self.checkpoint else self._forward(x)
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.relu_(self.conv1(x))
+        out = relu_(self.conv1(x))
         deformation = split_deformation(self.conv2_offset(out), self.deform_groups) if self.deform_groups else ()
         out = self.conv3(self.avd_layer(self.conv2(out, *deformation)))
         shortcut = x if self.shortcut is None else self.shortcut(self.shortcut_avgpool(x))
+        # Its gradient may go elsewhere too.
         return torch.relu_(out.add_(shortcut))
 
 
