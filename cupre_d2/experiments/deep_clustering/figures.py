@@ -63,4 +63,4 @@ def draw_map(found: Map, file: Path) -> None:
         xlim=(low[0] - side, high[0] + side), ylim=(low[1] - side, high[1] + side), xticks=[], yticks=[], aspect="equal"
     )
     axes.legend(loc="upper right", fontsize=8).set_zorder(len(types) + len(found.cell_types))
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file, dpi=DPI, bbox_inches="tight")
