@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from cupre_d2.engine import preemption
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.comparisons import COMPARISONS
+from cupre_d2.experiments.comparisons import TABLES
 from cupre_d2.experiments.engines import ENGINES
 from cupre_d2.experiments.results import Origin, beside, check_earlier
 from cupre_d2.one_line_errors import one_line_errors
@@ -37,9 +37,7 @@ logger = logging.getLogger("cupre_d2.reproduce")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--table", choices=COMPARISONS, default="cupre", help="cupre: Table II; neural_gas: deep clustering's"
-    )
+    parser.add_argument("--table", choices=TABLES, default="cupre", help="cupre: Table II; neural_gas: deep clustering's")
     parser.add_argument("--scale", choices=SCALES, default="mini", help="mini: hours on two CPU cores; paper: full size")
     parser.add_argument("--dataset", default="bbbc038", help="the target, e.g. bbbc038 or livecell")
     for name, kind in LISTS.items():
@@ -71,12 +69,14 @@ def main(args: argparse.Namespace) -> None:
     results = args.results or output / f"{args.table}_{args.dataset}_{args.scale}"
     given = {key: getattr(args, key) for key in LISTS}
     configs = ROOT / "configs" / SCALES[args.scale]
-    comparison = COMPARISONS[args.table](args.dataset, configs, given, args.opts, output / "stages")
-    check_earlier(results, comparison.identity())
+    table = TABLES[args.table]
+    experiment = table.experiment(args.dataset, configs, table.load_grid(configs, given), tuple(args.opts))
+    check_earlier(results, experiment.identity())
     if not args.plan:
         setup_logger(str(output / "log.txt"), name="cupre_d2")
     # Before hours of work, in which the checkout may change.
     origin = Origin.of_this_process()
+    comparison = table.comparison(experiment, output / "stages")
     engine = ENGINES[args.engine](args.jobs)
     if args.plan:
         return print("\n".join(comparison.lines(engine.slots)))

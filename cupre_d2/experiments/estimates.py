@@ -11,7 +11,7 @@ class Timed(Protocol):
     Attributes:
         kind: of things that take as long for as much work.
         work: iterations, or another measure that all of a kind share.
-        size: the work as people read it, with ", " after it; "" where that says nothing.
+        size: the work as people read it; "" where that says nothing.
     """
 
     @property
@@ -60,12 +60,12 @@ def outlook(items: Sequence[Timed], slots: int) -> str:
 
 
 def lines(items: Sequence[Timed], slots: int, note: Callable[[Timed], str] = lambda item: "") -> list[str]:
-    """For people: one for each, with its time and what `note` adds, and the sum."""
+    """For people: one for each, with its time and what `note` adds, if anything, and the sum."""
     measured = paces(items)
     found = []
     for item in items:
         state = "done" if item.finished() else _about(measured.of(item))
-        found.append(f"{item.key}: {item.size}{state}{note(item)}")
+        found.append(f"{item.key}: {', '.join(filter(None, (item.size, state, note(item))))}")
     left = [item for item in items if not item.finished()]
     return [*found, f"{len(left)} of {len(items)} to run, {time_left(left, measured, slots)}"]
 

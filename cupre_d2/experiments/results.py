@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from cupre_d2.engine.results import versions, write_json
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.experiment import Experiment
+from cupre_d2.report.render import write_html
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,10 @@ class Outcome(Generic[AnyExperiment]):
     def save(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Every number, as JSON."""
         write_json(self.beside(".json"), {**vars(self.origin), **self.experiment.identity(), "runs": list(runs)})
+
+    def write_report(self, render: Callable[[Any], str]) -> Path | None:
+        """RESULTS_report.html, of what `render` makes; None where it could not be made, which is logged."""
+        return write_html(self.beside("_report.html"), lambda: render(self))
 
     def header(self, title: str) -> list[str]:
         """How the page begins, in Markdown: the title, where its numbers come from, and what people have to say of them.

@@ -70,7 +70,7 @@ class Task:
 
     @property
     def size(self) -> str:
-        return f"{self.iterations} iterations, "
+        return f"{self.iterations} iterations"
 
     def record(self) -> StageRecord | None:
         """What was measured when it was finished.

@@ -57,7 +57,7 @@ def outcome(register: Callable[..., None], tmp_path: Path) -> Outcome:
 
 
 def written(outcome: Outcome) -> Path:
-    path = html.write_report(outcome)
+    path = outcome.write_report(html.render)
     assert path is not None and path.name == "table_report.html"
     return path
 
@@ -84,13 +84,13 @@ def test_markdown_shows_its_figures(outcome: Outcome) -> None:
     write_page(outcome)
     text = outcome.beside(".md").read_text()
     shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert shown == [f"table{ending}.png" for ending in ("", "_epochs", "_ablation", "_arms")]
+    assert shown == ["table.png", "table_epochs.png", "table_ablation.png", "table_arms.jpg"]
     assert all((outcome.results.parent / name).is_file() for name in shown)
 
 
 def test_a_missing_file_is_logged(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> None:
     next(iter(outcome.tests.values())).detections.unlink()
-    assert html.write_report(outcome) is None
+    assert outcome.write_report(html.render) is None
     assert "instances_results.json" in caplog.text
 
 

@@ -72,13 +72,13 @@ def test_text(outcome: Outcome) -> None:
 
 def test_a_missing_figure_is_logged(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> None:
     outcome.beside("_latents.png").unlink()
-    assert html.write_report(outcome) is None
+    assert outcome.write_report(html.render) is None
     assert "table_latents.png" in caplog.text
 
 
 @pytest.mark.slow
 def test_in_a_browser(visit: Callable[[Path], AbstractContextManager[Any]], outcome: Outcome) -> None:
-    path = html.write_report(outcome)
+    path = outcome.write_report(html.render)
     assert path is not None
     with visit(path) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390

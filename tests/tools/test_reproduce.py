@@ -35,7 +35,7 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     page = (tmp_path / "docs/table.md").read_text()
     assert "| coco " in page and "less coco" in page
     shown = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert shown == ["table.png", "table_epochs.png", "table_arms.png"]
+    assert shown == ["table.png", "table_epochs.png", "table_arms.jpg"]
     assert all((tmp_path / "docs" / name).is_file() for name in shown)
     assert all(run["validation_curve"][-1]["epochs"] > 0 for run in content["runs"])
     report = (tmp_path / "docs/table_report.html").read_text()
@@ -98,7 +98,7 @@ def test_table_of_deep_clustering(dataset_root: Path, slim: list[str], tmp_path:
     assert all(set(run["MAP"]) == {"known", "unknown", "all"} for run in runs)
     page = (tmp_path / "docs/table.md").read_text()
     shown = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert shown == [f"table{ending}.png" for ending in ("", "_entropy", "_latents", "_pictures")]
+    assert shown == ["table.png", "table_entropy.png", "table_latents.png", "table_pictures.jpg"]
     assert all((tmp_path / "docs" / name).is_file() for name in shown)
     report = (tmp_path / "docs/table_report.html").read_text()
     assert "data:image/png;base64," in report

@@ -1,14 +1,11 @@
 """The table of CUPre's paper, as reproduce.py makes it."""
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cupre_d2.data import get_records
 from cupre_d2.experiments import runner
 from cupre_d2.experiments.cupre import html, page
-from cupre_d2.experiments.cupre.grid import Experiment, load_grid
+from cupre_d2.experiments.cupre.grid import Experiment
 from cupre_d2.experiments.cupre.learning import read_curve
 from cupre_d2.experiments.cupre.outcome import Outcome
 from cupre_d2.experiments.cupre.plan import Plan
@@ -19,20 +16,11 @@ from cupre_d2.experiments.results import Origin
 class CupreComparison:
     """Arms x annotated fractions x seeds on the test images; arguments and errors as of `comparisons.Comparison`."""
 
-    def __init__(
-        self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
-    ) -> None:
-        self.experiment = Experiment(dataset, configs, load_grid(configs, given), tuple(overrides))
-        self._folder = tasks
-
-    @cached_property
-    def _plan(self) -> Plan:
+    def __init__(self, experiment: Experiment, tasks: Path) -> None:
+        self.experiment = experiment
         # Missing test images would show in the end only.
-        get_records(f"{self.experiment.dataset}_test")
-        return Plan(self.experiment, self._folder)
-
-    def identity(self) -> dict[str, Any]:
-        return self.experiment.identity()
+        get_records(f"{experiment.dataset}_test")
+        self._plan = Plan(experiment, tasks)
 
     def lines(self, slots: int) -> list[str]:
         return self._plan.lines(slots)
@@ -57,4 +45,4 @@ class CupreComparison:
         outcome = Outcome(self.experiment, origin, results, rows, tests)
         outcome.save([row.plain() for row in rows])
         page.write_page(outcome)
-        html.write_report(outcome)
+        outcome.write_report(html.render)

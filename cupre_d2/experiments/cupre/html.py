@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cupre_d2.data.few_shot import get_records
@@ -13,7 +12,7 @@ from cupre_d2.experiments.cupre.outcome import Outcome
 from cupre_d2.experiments.table import Table, with_spread
 from cupre_d2.report.charts import COLORS, Chart, Line
 from cupre_d2.report.collect import DatasetPart
-from cupre_d2.report.render import render_page, write_html
+from cupre_d2.report.render import render_page
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,6 @@ class Report:
     command: str
     commit: str
     versions: dict[str, str]
-
-
-def write_report(outcome: Outcome) -> Path | None:
-    """RESULTS_report.html; None where it could not be made, which is logged."""
-    return write_html(outcome.beside("_report.html"), lambda: render(outcome))
 
 
 def render(outcome: Outcome) -> str:

@@ -55,6 +55,6 @@ def write_page(outcome: Outcome) -> None:
     tests = outcome.first_tests()
     files = {arm: test.detections for arm, test in tests.items()}
     dataset, use_cats = outcome.evaluated_on()
-    pictures.compare(files, dataset, use_cats, pictures.choose(get_records(dataset)), outcome.beside("_arms.png"))
-    parts += [RATES, tables.rates(rows).markdown(), ARMS, f"![arms]({name}_arms.png)"]
+    pictures.compare(files, dataset, use_cats, pictures.choose(get_records(dataset)), outcome.beside("_arms.jpg"))
+    parts += [RATES, tables.rates(rows).markdown(), ARMS, f"![arms]({name}_arms.jpg)"]
     outcome.beside(".md").write_text("\n\n".join(parts) + "\n")

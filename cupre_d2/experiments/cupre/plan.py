@@ -56,7 +56,7 @@ class Plan:
 
         def note(item: Timed) -> str:
             task = item.task if isinstance(item, Evaluation) else item
-            return "" if task.key in decided else ", learning rate to be chosen"
+            return "" if task.key in decided else "learning rate to be chosen"
 
         return lines(self._all(), slots, note)
 

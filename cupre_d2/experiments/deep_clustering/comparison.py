@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import runner
 from cupre_d2.experiments.deep_clustering import html, page
-from cupre_d2.experiments.deep_clustering.grid import CLUSTERING, Cell, Experiment, load_grid
+from cupre_d2.experiments.deep_clustering.grid import CLUSTERING, Cell, Experiment
 from cupre_d2.experiments.deep_clustering.outcome import Outcome
 from cupre_d2.experiments.deep_clustering.scores import EvaluatedSets, read_row
 from cupre_d2.experiments.estimates import lines, outlook
@@ -41,18 +39,9 @@ class ClusteringComparison:
     The networks are evaluated at the end of their own stages.
     """
 
-    def __init__(
-        self, dataset: str, configs: Path, given: Mapping[str, Sequence[Any] | None], overrides: Sequence[str], tasks: Path
-    ) -> None:
-        self.experiment = Experiment(dataset, configs, load_grid(configs, given), tuple(overrides))
-        self._folder = tasks
-
-    @cached_property
-    def _work(self) -> Work:
-        return plan(self.experiment, self._folder)
-
-    def identity(self) -> dict[str, Any]:
-        return self.experiment.identity()
+    def __init__(self, experiment: Experiment, tasks: Path) -> None:
+        self.experiment = experiment
+        self._work = plan(experiment, tasks)
 
     def lines(self, slots: int) -> list[str]:
         return lines(self._work.all, slots)
@@ -67,7 +56,7 @@ class ClusteringComparison:
         outcome = Outcome(self.experiment, origin, results, work.cfg, baseline, rows, work.tasks)
         outcome.save([row.plain() for row in (baseline, *rows)])
         page.write_page(outcome)
-        html.write_report(outcome)
+        outcome.write_report(html.render)
 
 
 def plan(experiment: Experiment, folder: Path) -> Work:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cupre_d2.experiments import pictures
 from cupre_d2.experiments.deep_clustering import page, series, tables
@@ -11,7 +10,7 @@ from cupre_d2.experiments.deep_clustering.outcome import Outcome, choose_by_type
 from cupre_d2.experiments.table import Table
 from cupre_d2.report.charts import COLORS, Chart, Line
 from cupre_d2.report.collect import DatasetPart
-from cupre_d2.report.render import render_page, write_html
+from cupre_d2.report.render import render_page
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,11 @@ class Report:
     versions: dict[str, str]
 
 
-def write_report(outcome: Outcome) -> Path | None:
-    """RESULTS_report.html, once the page and its figures are there; None where it could not be made, which is logged."""
-    return write_html(outcome.beside("_report.html"), lambda: render(outcome))
-
-
 def render(outcome: Outcome) -> str:
     """
     Raises:
         DatasetError: the images or their detections cannot be used.
+        OSError: the page's figures are not there yet.
     """
     report = collect(outcome)
     return render_page("deep_clustering.html.j2", page.title(outcome), report.datasets, report=report, texts=vars(page))

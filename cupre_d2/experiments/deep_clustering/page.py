@@ -52,7 +52,7 @@ def write_page(outcome: Outcome) -> None:
     found = latent_map(outcome.cfg, outcome.tasks[None].checkpoint, outcome.sets.names("all"))
     figures.draw_map(found, outcome.beside("_latents.png"))
     detections = {arm: task.detections(dataset) for arm, task in outcome.before_and_after().items()}
-    pictures.compare(detections, dataset, outcome.use_cats, choose_by_type(dataset), outcome.beside("_pictures.png"))
+    pictures.compare(detections, dataset, outcome.use_cats, choose_by_type(dataset), outcome.beside("_pictures.jpg"))
     parts = [
         *outcome.header(title(outcome)),
         images(outcome.sets),
@@ -67,5 +67,5 @@ def write_page(outcome: Outcome) -> None:
     if entropies.series:
         figures.draw_entropies(entropies, outcome.beside("_entropy.png"))
         parts += [ENTROPIES, f"![entropy against the number of clusters]({name}_entropy.png)"]
-    parts += [LATENTS, f"![latent space]({name}_latents.png)", PICTURES, f"![before and after]({name}_pictures.png)"]
+    parts += [LATENTS, f"![latent space]({name}_latents.png)", PICTURES, f"![before and after]({name}_pictures.jpg)"]
     outcome.beside(".md").write_text("\n\n".join(parts) + "\n")

@@ -6,18 +6,18 @@ import pytest
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.deep_clustering.comparison import ClusteringComparison
-from cupre_d2.experiments.deep_clustering.grid import Cell
+from cupre_d2.experiments.deep_clustering.grid import Cell, Experiment, Grid
 
-GIVEN = {"algorithms": ["kmeans"], "clusters": [3, 6], "seeds": [0], "arms": None}
+GRID = Grid(("kmeans",), (3, 6), (0,))
 
 
 def comparison(slim: list[str], tmp_path: Path, *overrides: str) -> ClusteringComparison:
-    return ClusteringComparison("bbbc038", Path("configs/mini"), GIVEN, [*slim, *overrides], tmp_path)
+    experiment = Experiment("bbbc038", Path("configs/mini"), GRID, (*slim, *overrides))
+    return ClusteringComparison(experiment, tmp_path)
 
 
 def test_one_network_then_the_clusterings(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     made = comparison(slim, tmp_path)
-    assert made.identity()["grid"] == {"algorithms": ("kmeans",), "clusters": (3, 6), "seeds": (0,)}
     work = made._work
     assert [task.stage for task in work.all] == ["unet", "clustering", "clustering"]
     assert work.tasks[Cell("kmeans", 3, 0)].needs == work.tasks[Cell("kmeans", 6, 0)].needs == (work.tasks[None].key,)
@@ -36,4 +36,4 @@ def test_one_network_then_the_clusterings(small_datasets: Path, slim: list[str],
 )
 def test_refused(key: str, value: str, message: str, small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        comparison(slim, tmp_path, key, value).lines(1)
+        comparison(slim, tmp_path, key, value)
