@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.logger import log_first_n
 
 from cupre_d2.config import add_cupre_config
 from cupre_d2.errors import ConfigError
@@ -19,8 +20,6 @@ from cupre_d2.migration import migrate
 
 STAGE_REFERENCE = "stage:"
 LONGEST_MESSAGE = 300
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,8 @@ def _link(output_dir: str, names: Sequence[str], cfgs: Sequence[CfgNode]) -> lis
 
 def _available(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(f"MODEL.DEVICE {device}: no GPU is visible; training on the CPU")
+        message = f"MODEL.DEVICE {device}: no GPU is visible; training on the CPU"
+        log_first_n(logging.WARNING, message, key="message", name=__name__)
         return "cpu"
     return device
 

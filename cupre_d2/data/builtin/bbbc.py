@@ -1,9 +1,9 @@
 """Three sets of the Broad Bioimage Benchmark Collection: BBBC005, BBBC038 (Data Science Bowl 2018), BBBC039."""
 
-import copy
 import csv
 import hashlib
 import logging
+import pickle
 import re
 from collections import Counter
 from functools import lru_cache, partial
@@ -30,13 +30,19 @@ _OUR_TYPES = Path(__file__).with_name("bbbc038_types.csv")
 
 def load_bbbc038(root: Path, role: Role) -> list[Record]:
     """One split with its masks."""
-    return copy.deepcopy(_load_bbbc038(root, role))
+    return _with_types(_with_masks(root, tuple(bbbc038_ids(root, role))), root)
 
 
-@lru_cache(maxsize=len(SPLITS))
-def _load_bbbc038(root: Path, role: Role) -> list[Record]:
-    """Kept in memory: decoding the masks takes seconds, and few-shot subsets of one set read it again."""
-    return _with_types(load_mask_files(root / _BBBC038, bbbc038_ids(root, role)), root)
+def _with_masks(root: Path, ids: tuple[str, ...]) -> list[Record]:
+    """Records that the caller may change."""
+    return pickle.loads(_pickled(root, ids))
+
+
+@lru_cache(maxsize=2 * len(SPLITS) + 1)
+def _pickled(root: Path, ids: tuple[str, ...]) -> bytes:
+    """Kept in memory, as few-shot subsets of one set read it again: decoding its masks takes seconds, unpickling
+    hundredths, copying the records in Python almost one."""
+    return pickle.dumps(load_mask_files(root / _BBBC038, ids))
 
 
 def load_bbbc038_images(root: Path, role: Role) -> list[Record]:
@@ -96,12 +102,7 @@ def load_bbbc038_types(root: Path, known: bool, roles: tuple[Role, ...]) -> list
     most = min(counts, key=lambda kind: (-counts[kind], kind))
     wanted = {image_id for image_id, kind in types.items() if (kind == most) == known}
     ids = tuple(image_id for role in roles for image_id in bbbc038_ids(root, role) if image_id in wanted)
-    return [{**record, "cell_type": types[record["image_id"]]} for record in copy.deepcopy(_load_masks(root, ids))]
-
-
-@lru_cache(maxsize=len(SPLITS) + 1)
-def _load_masks(root: Path, ids: tuple[str, ...]) -> list[Record]:
-    return load_mask_files(root / _BBBC038, ids)
+    return [{**record, "cell_type": types[record["image_id"]]} for record in _with_masks(root, ids)]
 
 
 def bbbc038_types(root: Path) -> dict[str, str]:
