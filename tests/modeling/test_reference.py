@@ -27,7 +27,7 @@ from cupre_d2.modeling.splat import SplitAttention
 BLOCKS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)}
 DEFORMABLE = {"deform_on_per_stage": (False, True, True, True), "deform_modulated": True, "deform_num_groups": 2}
 PLAIN: dict[str, Any] = {}
-ATTEMPTS = 4
+ATTEMPTS = 12
 
 Weights = dict[str, Tensor]
 
