@@ -38,7 +38,7 @@ class CellDataset:
         return [record | dict(self.reading) for record in self._read()]
 
     def _read(self) -> list[Record]:
-        if self.annotations and self.annotations.suffix.lower() == ".csv":
+        if self.annotations and _is_csv(self.annotations):
             return load_rle_csv(self.annotations, self.images)
         if self.annotations:
             records, categories = load_coco_json(self.annotations, self.images)
@@ -54,14 +54,8 @@ class CellDataset:
 
     def _set_categories(self, categories: dict[int, str]) -> None:
         metadata = MetadataCatalog.get(self.name)
-        found = list(categories.values())
-        expected = metadata.get("thing_classes", found)
-        if expected != found:
-            raise DatasetError(
-                f"{self.annotations}: field categories: {found} in order of their ids; "
-                f"expected {expected}, the classes that {self.name!r} was registered with"
-            )
-        metadata.thing_classes = found
+        assert self.annotations is not None
+        metadata.thing_classes = check_categories(self.annotations, categories, metadata.get("thing_classes"))
         # Detectron2's own COCO evaluator translates category ids back to those of json_file with it.
         metadata.thing_dataset_id_to_contiguous_id = {category: i for i, category in enumerate(categories)}
 
@@ -93,7 +87,8 @@ def register_cell_dataset(
             other value one cell).
         counts: a CSV with the header `image,count`. With none of these three the images are unlabeled, or
         classes: names two or more sub-folders of `images`, one a class. Otherwise they are class names: of a COCO JSON
-            those of the file in order of category id, read from it if None; else one class, "cell" if None.
+            those of the file in order of category id, read from it if None; else, of a CSV of run lengths too, one class,
+            "cell" if None.
         channels: one or three channels of the images to take, counted from 0; all if None.
         page: of image files with several pages the one to take, counted from 0.
         normalize: whether INPUT.PERCENTILES stretches the contrast of each image; see `images.read_image`.
@@ -107,12 +102,11 @@ def register_cell_dataset(
     kinds = [kind for kind, path in given.items() if path is not None]
     if len(kinds) > 1:
         raise DatasetError(f"dataset {name!r}: {' and '.join(kinds)} are given; expected at most one of them")
-    if kinds != ["annotations"]:
+    if annotations is None or _is_csv(annotations):
         classes = ("cell",) if classes is None else classes
         if len(classes) != 1 and kinds:
-            raise DatasetError(
-                f"dataset {name!r}: classes {list(classes)}; expected one, as {kinds[0]} cannot tell classes apart"
-            )
+            what = "annotations in a CSV" if annotations else kinds[0]
+            raise DatasetError(f"dataset {name!r}: classes {list(classes)}; expected one, as {what} cannot tell classes apart")
     reading: dict[str, Any] = {} if normalize else {"percentiles": None}
     reading |= {} if channels is None else {"channels": tuple(channels)}
     reading |= {} if page is None else {"page": page}
@@ -128,7 +122,7 @@ def register_cell_dataset(
     if name in DatasetCatalog and _registered.get(name) == dataset:
         return
     paths = {"image_root": str(dataset.images)}
-    if dataset.annotations and dataset.annotations.suffix.lower() != ".csv":
+    if dataset.annotations and not _is_csv(dataset.annotations):
         paths["json_file"] = str(dataset.annotations)
     register_records(name, dataset.load, dataset.classes, **paths)
     _registered[name] = dataset
@@ -155,6 +149,40 @@ def register_records(
         metadata["thing_classes"] = list(classes)
     MetadataCatalog.get(name).set(evaluator_type="cell_coco", **metadata)
     _registered[name] = None
+
+
+def check_categories(json_file: Path, categories: dict[int, str], classes: Sequence[str] | None) -> list[str]:
+    """The names of a COCO JSON's categories, in order of their ids.
+
+    Args:
+        classes: those that the data set was registered with; None if it takes the file's.
+
+    Raises:
+        DatasetError: they are not the file's, or in another order.
+    """
+    found = list(categories.values())
+    if classes is not None and list(classes) != found:
+        raise DatasetError(
+            f"{json_file}: field categories: {found} in order of their ids; "
+            f"expected {list(classes)}, the classes that the data set was registered with"
+        )
+    return found
+
+
+def check_same_classes(names: Sequence[str]) -> None:
+    """Compares the classes of data sets that one model is to learn or be tested on; to be called when they were read.
+
+    A model knows classes by number alone. Where there is only one, sets may call it differently.
+
+    Raises:
+        DatasetError: a set has other classes than the first, or in another order.
+    """
+    classes = [list(MetadataCatalog.get(name).get("thing_classes", ())) for name in names]
+    for name, others in zip(names, classes, strict=True):
+        if others != classes[0] and not len(others) == len(classes[0]) == 1:
+            raise DatasetError(
+                f"dataset {name!r}: classes {others}; expected {classes[0]} in that order, those of {names[0]!r}"
+            )
 
 
 def is_registered_here(name: str) -> bool:
@@ -205,6 +233,10 @@ def missing_path_error(name: str, *paths: Path) -> DatasetError:
 def _first_missing(path: Path) -> Path:
     """The outermost folder on the way to a missing path that does not exist: where the user has to look."""
     return next(step for step in (*reversed(path.parents), path) if not step.exists())
+
+
+def _is_csv(annotations: str | os.PathLike[str]) -> bool:
+    return Path(annotations).suffix.lower() == ".csv"
 
 
 @overload

@@ -78,6 +78,14 @@ def test_livecell(root: Path, nested: bool) -> None:
         get_records("livecell_huh7_train")
 
 
+def test_livecell_of_other_classes(root: Path) -> None:
+    write_livecell(root, "train", TRAIN)
+    file = root / "livecell/annotations/LIVECell/livecell_coco_train.json"
+    file.write_text(file.read_text().replace('"name": "cell"', '"name": "a172"'))
+    with pytest.raises(DatasetError, match=r"livecell_coco_train.json: field categories: \['a172'\].*expected \['cell'\]"):
+        get_records("livecell_train")
+
+
 def test_every_name_is_registered_once() -> None:
     register_builtin_datasets()
     for split in ("train", "val", "test"):

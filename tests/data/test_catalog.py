@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cupre_d2.data.catalog import check_images, register_cell_dataset, register_records
+from cupre_d2.data.catalog import check_images, check_same_classes, register_cell_dataset, register_records
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 
@@ -58,6 +58,16 @@ def test_label_images(name: str, images: Path, tmp_path: Path) -> None:
     (record,) = get_records(name)
     assert record["image_id"] == "a" and len(record["annotations"]) == 1
     assert MetadataCatalog.get(name).thing_classes == ["nucleus"]
+
+
+def test_run_lengths_are_of_one_class(name: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("id,annotation\na,1 3\na,11 2\n")
+    register_cell_dataset(name, images=images, annotations=tmp_path / "train.csv")
+    assert MetadataCatalog.get(name).thing_classes == ["cell"]
+    assert [len(record["annotations"]) for record in get_records(f"{name}_100pct")] == [2]
+    assert MetadataCatalog.get(f"{name}_100pct").thing_classes == ["cell"]
+    with pytest.raises(DatasetError, match=r"classes \['a', 'b'\]; expected one, as annotations in a CSV cannot"):
+        register_cell_dataset(f"{name}_2", images=images, annotations="train.csv", classes=("a", "b"))
 
 
 def test_coco_json_brings_its_classes(name: str, images: Path, tmp_path: Path) -> None:
@@ -111,6 +121,17 @@ def test_register_records(name: str) -> None:
     assert get_records(name) == [{"image_id": 1}]
     assert MetadataCatalog.get(name).thing_classes == ["disc", "square"]
     assert MetadataCatalog.get(name).origin == "made"
+
+
+def test_same_classes(name: str) -> None:
+    for suffix, classes in {"a": ("x", "y"), "b": ("y", "x"), "c": ("x", "y"), "d": ("cell",), "e": ("nucleus",)}.items():
+        register_records(name + suffix, list, classes)
+    for same in ((), ("a",), ("a", "c"), ("d", "e")):
+        check_same_classes([name + suffix for suffix in same])
+    with pytest.raises(DatasetError, match=rf"'{name}b': classes \['y', 'x'\]; expected \['x', 'y'\] .* '{name}a'"):
+        check_same_classes([name + suffix for suffix in ("a", "c", "b")])
+    with pytest.raises(DatasetError, match=rf"'{name}d': classes \['cell'\]"):
+        check_same_classes([f"{name}a", f"{name}d"])
 
 
 def record(file: Path, height: int = 8, width: int = 10) -> dict[str, Any]:

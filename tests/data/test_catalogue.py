@@ -158,6 +158,14 @@ def test_evican(root: Path) -> None:
         assert MetadataCatalog.get(name).thing_classes == ["Cell", "Nucleus"]
 
 
+def test_evican_of_other_classes(root: Path) -> None:
+    make_evican(root)
+    file = root / "evican/annotations/instances_val2019_EVICAN2.json"
+    file.write_text(file.read_text().replace("Cell", "?").replace("Nucleus", "Cell").replace("?", "Nucleus"))
+    with pytest.raises(DatasetError, match=r"val2019_EVICAN2.json: field categories: \['Nucleus', 'Cell'\].*\['Cell', 'Nu"):
+        get_records("evican_val")
+
+
 def test_pages_of_a_stack(root: Path) -> None:
     make_em(root)
     assert [record["page"] for record in get_records("em_train")] == [0, 1, 2]

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from cupre_d2.data.builtin.entry import CocoFiles, Part, PublicDataset, Role, Split
-from cupre_d2.data.catalog import Record
+from cupre_d2.data.catalog import Record, check_categories
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.data.formats.image_folder import load_image_folder
 
@@ -13,7 +13,9 @@ _TRAIN_IMAGES = "evican/Images/EVICAN_train2019"
 
 
 def _load(root: Path, files: CocoFiles) -> list[Record]:
-    return load_coco_json(root / files.json_file, root / files.image_root, files.locate)[0]
+    records, categories = load_coco_json(root / files.json_file, root / files.image_root, files.locate)
+    check_categories(root / files.json_file, categories, _CLASSES)
+    return records
 
 
 def _load_unlabeled(root: Path) -> list[Record]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from cupre_d2.data.builtin.entry import CocoFiles, Part, PublicDataset, Role, Split
-from cupre_d2.data.catalog import Record
+from cupre_d2.data.catalog import Record, check_categories
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.data.formats.image_folder import load_image_folder
 from cupre_d2.errors import DatasetError
@@ -14,6 +14,7 @@ from cupre_d2.errors import DatasetError
 logger = logging.getLogger(__name__)
 
 TYPES = ("a172", "bt474", "bv2", "huh7", "mcf7", "shsy5y", "skbr3", "skov3")
+_CLASSES = ("cell",)
 # Entries of the JSON; 65 of the training ones are repeated (facts §3.6).
 _ENTRIES: dict[Role, int] = {"train": 3253, "val": 570, "test": 1564}
 _TRAIN_VAL, _TEST = "livecell/images/livecell_train_val_images", "livecell/images/livecell_test_images"
@@ -28,7 +29,8 @@ def load(root: Path, files: CocoFiles, cell_type: str | None = None) -> list[Rec
     (facts §3.3) are those of the raw images.
     """
     json_file = root / files.json_file
-    records, _ = load_coco_json(json_file, root / files.image_root, files.locate)
+    records, categories = load_coco_json(json_file, root / files.image_root, files.locate)
+    check_categories(json_file, categories, _CLASSES)
     _describe(records)
     if cell_type is None:
         return records
@@ -67,9 +69,8 @@ def _describe(records: Iterable[Record]) -> None:
 
 def _split(name: str, role: Role, json_file: str, images: int | None = None, cell_type: str | None = None) -> Split:
     files = CocoFiles(json_file, _TEST if role == "test" else _TRAIN_VAL, locate)
-    return Split(
-        name, role, (json_file, files.image_root), partial(load, files=files, cell_type=cell_type), images, coco=files
-    )
+    loaded = partial(load, files=files, cell_type=cell_type)
+    return Split(name, role, (json_file, files.image_root), loaded, images, _CLASSES, files)
 
 
 def _json(role: Role) -> str:
