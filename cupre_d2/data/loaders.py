@@ -29,16 +29,16 @@ def training_records(cfg: CfgNode) -> list[Record]:
     """Records of DATASETS.TRAIN, without those that have no instance where DATALOADER.FILTER_EMPTY_ANNOTATIONS says so.
 
     Raises:
-        DatasetError: no image is left.
+        DatasetError: there are unlabeled images, or no image is left.
     """
     records = [record for name in cfg.DATASETS.TRAIN for record in get_records(name)]
+    unlabeled = sum("annotations" not in record for record in records)
+    if unlabeled:
+        raise DatasetError(
+            f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {unlabeled} of {len(records)} images have no "
+            "annotations; expected an annotated data set (unlabeled images go to DATASETS.UNLABELED)"
+        )
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        unlabeled = sum("annotations" not in record for record in records)
-        if unlabeled:
-            raise DatasetError(
-                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {unlabeled} of {len(records)} images have no "
-                "annotations; expected an annotated data set (unlabeled images go to DATASETS.UNLABELED)"
-            )
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
         raise DatasetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN) or '()'}: no image to train on")
@@ -46,18 +46,25 @@ def training_records(cfg: CfgNode) -> list[Record]:
 
 
 def unlabeled_records(cfg: CfgNode) -> list[Record]:
-    """Records of DATASETS.UNLABELED, each image once, annotations taken off.
+    """Records of DATASETS.UNLABELED, each image once, annotations taken off; repeats are counted and logged.
+
+    Pages of a stack, and other channels of a file, are images of their own.
 
     Raises:
         DatasetError: there is none.
     """
-    records: dict[str, Record] = {}
-    for name in cfg.DATASETS.UNLABELED:
-        for record in get_records(name):
-            records[record["file_name"]] = {key: value for key, value in record.items() if key != "annotations"}
+    found = [record for name in cfg.DATASETS.UNLABELED for record in get_records(name)]
+    records = {_image_key(record): {key: record[key] for key in record if key != "annotations"} for record in found}
+    if len(records) < len(found):
+        names = ", ".join(cfg.DATASETS.UNLABELED)
+        logger.info("DATASETS.UNLABELED %s: left out %d repeats of its %d images", names, len(found) - len(records), len(found))
     if not records:
         raise DatasetError(f"DATASETS.UNLABELED {', '.join(cfg.DATASETS.UNLABELED) or '()'}: no image to learn from")
     return list(records.values())
+
+
+def _image_key(record: Record) -> tuple[Any, ...]:
+    return record["file_name"], record.get("page"), tuple(record.get("channels") or ())
 
 
 def shard(records: list[Record], index: int, count: int, seed: int) -> list[Record]:
