@@ -5,11 +5,13 @@ tells damage.
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import logging
 import mmap
 import os
-import tempfile
+import uuid
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +35,7 @@ SUFFIX = ".cupre_d2.cache"
 # Mapped pages, unlike read ones, are shared by all processes; asked for one by one they cost more time than all at once.
 _MAP = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
 # Raise it when CocoArrays, what is taken into it, or the file changes.
-_MAGIC = b"cupre_d2 COCO arrays 2\n"
+_MAGIC = b"cupre_d2 COCO arrays 3\n"
 # Behind it: the bytes of the header and the checksum of all that follows, 8 bytes each; the header; the arrays.
 _PREFIX = len(_MAGIC) + 16
 _ALIGNMENT = 64
@@ -186,13 +188,26 @@ def _write(place: Path, parsed: CocoArrays, size: int, digest: str) -> bool:
 
 
 def _replace(place: Path, pieces: list[Any]) -> None:
-    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f"{place.name}-", delete=False) as stream:
-        try:
+    _remove_abandoned(place)
+    # A name of its own, as several processes may write at once, and a lock, which ends with the process.
+    partial = place.with_name(f"{place.name}-{uuid.uuid4().hex}")
+    try:
+        with partial.open("xb") as stream:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX)
             stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
-            os.replace(stream.name, place)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(stream.name)
-            raise
+            os.replace(partial, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Removes what writers that were killed left: nobody holds its lock."""
+    for partial in place.parent.glob(f"{glob.escape(place.name)}-*"):
+        with contextlib.suppress(OSError), partial.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()

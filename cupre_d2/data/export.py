@@ -2,25 +2,29 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.catalog import Record
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
+from cupre_d2.files import write_whole
+
+
+NOT_NORMALIZED = "register it with normalize=False, as the pixels of its images are taken as they are"
 
 
 def write_subset(name: str, file: Path) -> str:
     """Writes a registered data set, as a rule a few-shot subset, as a COCO file of its own.
 
     Returns:
-        A line that says what was written and which folder its file names are relative to.
+        A line that says what was written, which folder its file names are relative to, and how to register it.
 
     Raises:
         DatasetError: see `few_shot.get_records` and `write_coco_json`.
@@ -28,13 +32,19 @@ def write_subset(name: str, file: Path) -> str:
     records = get_records(name)
     root = write_coco_json(records, MetadataCatalog.get(name).thing_classes, file)
     instances = sum(len(record["annotations"]) for record in records)
-    return f"{file}: {len(records)} images, {instances} instances of {name}; file names are relative to {root}"
+    line = f"{file}: {len(records)} images, {instances} instances of {name}; file names are relative to {root}"
+    return line + ("; " + NOT_NORMALIZED if any(is_raw(record) for record in records) else "")
+
+
+def is_raw(record: Mapping[str, Any]) -> bool:
+    """Whether the record says that INPUT.PERCENTILES does not stretch its contrast, which COCO's format cannot."""
+    return "percentiles" in record and not record["percentiles"]
 
 
 def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Path) -> Path:
     """Writes annotated records of Detectron2's standard form as a COCO instances file.
 
-    Polygons stay polygons and RLE stays RLE; areas are those of the masks in pixels; category ids count from 1.
+    Polygons stay polygons and RLE stays RLE, a record's cell_type becomes its image's; areas are those of the masks in pixels; category ids count from 1.
 
     Args:
         records: as the catalogue returns them.
@@ -45,8 +55,8 @@ def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Pat
         The folder that the file names in it are relative to: the innermost one that holds all images.
 
     Raises:
-        DatasetError: a record has no annotations, is a page of a stack (which COCO's format cannot say), or an
-            annotation has no mask; or the file cannot be written.
+        DatasetError: a record has no annotations, is a page of a stack or some channels of a file (which COCO's format
+            cannot say), or an annotation has no mask; or the file cannot be written.
     """
     root = Path(os.path.commonpath([Path(record["file_name"]).parent for record in records]))
     images: list[dict[str, Any]] = []
@@ -69,10 +79,15 @@ def _image(record: Record, root: Path) -> dict[str, Any]:
         raise DatasetError(
             f"{record['file_name']}: page {record['page']} of a stack; expected one image a file, as COCO has it"
         )
+    if record.get("channels") is not None:
+        raise DatasetError(
+            f"{record['file_name']}: channels {list(record['channels'])} of a file; expected all of them, as COCO has it"
+        )
     return {
         "file_name": Path(record["file_name"]).relative_to(root).as_posix(),
         "height": record["height"],
         "width": record["width"],
+        **({"cell_type": record["cell_type"]} if "cell_type" in record else {}),
     }
 
 
@@ -82,12 +97,15 @@ def _annotation(annotation: Mapping[str, Any], height: int, width: int, name: st
         raise DatasetError(f"{name}, field segmentation: missing; expected polygons or an RLE")
     if isinstance(segmentation, Mapping):
         rle = dict(segmentation)
+        if isinstance(rle["counts"], bytes):
+            rle["counts"] = rle["counts"].decode("ascii")
+        segmentation = rle
     else:
         segmentation = [np.asarray(polygon).tolist() for polygon in segmentation]
         rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
     return {
         "category_id": annotation["category_id"] + 1,
-        "bbox": list(annotation["bbox"]),
+        "bbox": BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS),
         "area": int(mask_util.area(rle)),
         "iscrowd": annotation.get("iscrowd", 0),
         "segmentation": segmentation,
@@ -97,10 +115,6 @@ def _annotation(annotation: Mapping[str, Any], height: int, width: int, name: st
 def _write(file: Path, content: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}-", delete=False) as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(stream.name, file)
+        write_whole(file, lambda stream: stream.write(json.dumps(content).encode()))
     except OSError as error:
         raise DatasetError(f"{file}: cannot be written ({error.strerror})") from error

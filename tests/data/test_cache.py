@@ -1,5 +1,6 @@
 """The cache of a COCO JSON: the same records, never those of another file, whatever has become of it."""
 
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -201,6 +202,20 @@ def test_failing_writes_leave_nothing_behind(json_file: Path, monkeypatch: pytes
     monkeypatch.setattr(cache.os, "fsync", full)
     load(json_file)
     assert not list(json_file.parent.glob(".coco*")) and not list((json_file.parents[1] / "home").rglob("*.cache*"))
+
+
+def test_others_may_read_it(json_file: Path) -> None:
+    load(json_file)
+    assert (json_file.parent / NAME).stat().st_mode == json_file.stat().st_mode
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(json_file: Path) -> None:
+    abandoned, written = (json_file.parent / f"{NAME}-{which}" for which in "ab")
+    abandoned.write_bytes(b"part")
+    with written.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        load(json_file)
+    assert not abandoned.exists() and written.exists()
 
 
 def test_processes_at_once(json_file: Path) -> None:

@@ -56,6 +56,20 @@ def write_coco(folder: Path, annotations: list[dict[str, Any]], /, **fields: Any
     return json_file
 
 
+def test_cell_types(tmp_path: Path) -> None:
+    types: list[Any] = ["a172", 3, None, ""]
+    for name in "abcd":
+        save_image(tmp_path / f"{name}.png")
+    images = [
+        {"id": i, "file_name": f"{name}.png", "height": HEIGHT, "width": WIDTH, "cell_type": cell_type}
+        for i, (name, cell_type) in enumerate(zip("abcd", types, strict=True))
+    ]
+    for more in ({}, {"note": float("nan")}):
+        records, _ = load_coco_json(write_coco(tmp_path, [annotation()], images=images, **more), tmp_path)
+        assert [record.get("cell_type") for record in records] == ["a172", "3", None, None]
+        assert list(records[0])[-1] == "annotations"
+
+
 def test_coco_keeps_polygons_and_sorts_categories(tmp_path: Path) -> None:
     json_file = write_coco(tmp_path, [annotation(), annotation(category_id=9, iscrowd=1)])
     records, categories = load_coco_json(json_file, tmp_path)

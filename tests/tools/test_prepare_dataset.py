@@ -5,10 +5,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
 
-from cupre_d2.data import register_cell_dataset
+from cupre_d2.data import register_cell_dataset, register_records
 from cupre_d2.data.export import write_coco_json, write_subset
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
@@ -76,6 +80,43 @@ def test_what_coco_cannot_say(tmp_path: Path) -> None:
         write_coco_json([record], ["cell"], tmp_path / "out.json")
     with pytest.raises(DatasetError, match="a.tif: page 1 of a stack"):
         write_coco_json([record | {"annotations": [], "page": 1}], ["cell"], tmp_path / "out.json")
+    with pytest.raises(DatasetError, match=r"a.tif: channels \[2\] of a file"):
+        write_coco_json([record | {"annotations": [], "channels": (2,)}], ["cell"], tmp_path / "out.json")
     with pytest.raises(DatasetError, match="a.tif: annotation 0, field segmentation: missing"):
         write_coco_json([record | {"annotations": [{"bbox": [0, 0, 1, 1]}]}], ["cell"], tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def record_of_a_mask(file: Path, **fields: Any) -> dict[str, Any]:
+    mask = np.zeros((6, 8), np.uint8, order="F")
+    mask[1:4, 2:7] = 1
+    annotation = {"bbox": [2, 1, 7, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    annotations = [annotation | {"segmentation": mask_util.encode(mask)}]
+    return {"file_name": str(file), "image_id": 1, "height": 6, "width": 8, "annotations": annotations, **fields}
+
+
+def test_counts_as_bytes_and_corners(tmp_path: Path) -> None:
+    write_coco_json([record_of_a_mask(tmp_path / "a.png")], ["cell"], tmp_path / "out.json")
+    (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert annotation["bbox"] == [2, 1, 5, 3] and annotation["area"] == 15
+    assert mask_util.area(annotation["segmentation"]) == 15
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "out.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    record = record_of_a_mask(tmp_path / "a.png")
+    record["annotations"][0]["iscrowd"] = {0}
+    with pytest.raises(TypeError):
+        write_coco_json([record], ["cell"], tmp_path / "out.json")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_subset_keeps_cell_types_and_says_how_its_pixels_are_read(tmp_path: Path) -> None:
+    fields = {"percentiles": None, "cell_type": "a172"}
+    register_records("raw_subset", lambda: [record_of_a_mask(tmp_path / "a.png", **fields)])
+    assert write_subset("raw_subset", tmp_path / "out.json").endswith("as the pixels of its images are taken as they are")
+    assert json.loads((tmp_path / "out.json").read_text())["images"][0]["cell_type"] == "a172"
+    register_records("stretched_subset", lambda: [record_of_a_mask(tmp_path / "a.png")])
+    assert "normalize" not in write_subset("stretched_subset", tmp_path / "out.json")

@@ -44,6 +44,15 @@ class Image(msgspec.Struct):
     file_name: str
     height: int
     width: int
+    # None or empty where it says none.
+    cell_type: Any = None
+
+    def record(self, file: Path, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+        """Detectron2's."""
+        record = {"file_name": str(file), "image_id": self.id, "height": self.height, "width": self.width}
+        if self.cell_type:
+            record["cell_type"] = str(self.cell_type)
+        return record | {"annotations": annotations}
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -113,13 +122,7 @@ class CocoArrays:
         # Image by image, as what was just made is still in the processor's cache.
         with _no_collection():
             return [
-                {
-                    "file_name": str(file),
-                    "image_id": image.id,
-                    "height": image.height,
-                    "width": image.width,
-                    "annotations": annotations,
-                }
+                image.record(file, annotations)
                 for file, image, annotations in zip(files, self.images, self._annotations(), strict=True)
             ]
 

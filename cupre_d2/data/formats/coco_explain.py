@@ -124,7 +124,8 @@ class _Checker:
             size = {field: self.field(name, entry, field, int) for field in ("height", "width")}
             if not 0 < min(size.values()) <= max(size.values()) <= LARGEST:
                 raise self.error(name, f"fields height and width: {size}; expected positive numbers, at most {LARGEST}")
-            images[image_id] = {"id": image_id, "file_name": file_name, **size}
+            cell_type = entry.get("cell_type")
+            images[image_id] = {"id": image_id, "file_name": file_name, **size, "cell_type": cell_type and str(cell_type)}
         if not images:
             raise self.error("", "field images: empty; expected at least one image")
         return images

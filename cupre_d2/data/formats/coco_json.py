@@ -24,7 +24,8 @@ def load_coco_json(
     """Reads a COCO instances file.
 
     Polygons stay polygons, each a float64 array x, y, x, y, ...; RLE stays RLE (compressed, counts as str), crowds stay
-    with iscrowd 1, an image without annotations keeps an empty list. Annotations without a mask or with a degenerate one
+    with iscrowd 1, an image without annotations keeps an empty list, an image's "cell_type", if any, becomes the record's.
+    Annotations without a mask or with a degenerate one
     (a polygon of fewer than three points, an RLE without a pixel, a box without area) are left out, counted and logged.
     A big file is parsed once and then read from a cache (see `data.cache`).
 
