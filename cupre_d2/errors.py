@@ -21,5 +21,9 @@ class ClusteringError(CupreError, ValueError):
     """Samples or parameters that cannot be clustered; a ValueError, as scikit-learn has it."""
 
 
+class ResultsError(CupreError):
+    """A file of results that was left before and cannot be read."""
+
+
 class TrainingError(CupreError):
     """Training that cannot go on."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from cupre_d2.engine import preemption
+from cupre_d2.engine import lock, preemption
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.comparisons import TABLES
 from cupre_d2.experiments.engines import ENGINES
@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
     experiment = table.experiment(args.dataset, configs, table.load_grid(configs, given), tuple(args.opts))
     check_earlier(results, experiment.identity())
     if not args.plan:
+        lock.hold(output, "running experiments there")
         setup_logger(str(output / "log.txt"), name="cupre_d2")
     # Before hours of work, in which the checkout may change.
     origin = Origin.of_this_process()

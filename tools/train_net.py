@@ -11,8 +11,9 @@ signal (SIGTERM, SIGUSR1) ended it with a checkpoint: run it again.
 import argparse
 
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
-from cupre_d2.engine import distributed, pipeline, preemption
+from cupre_d2.engine import distributed, evaluation, pipeline, preemption
 from cupre_d2.engine.preflight import check_processes
 from cupre_d2.one_line_errors import one_line_errors
 
@@ -27,19 +28,21 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.config_file:
         parser.error("--config-file is needed, e.g. --config-file configs/quickstart.yaml")
+    if min(args.num_gpus, args.num_machines) < 1:
+        parser.error(f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines}: processes; expected 1 or more")
     return args
 
 
-def prepare(args: argparse.Namespace, restart: bool) -> pipeline.Job | pipeline.Evaluation:
+def prepare(args: argparse.Namespace, restart: bool, first: bool) -> pipeline.Job | evaluation.Evaluation:
     if args.eval_only:
-        return pipeline.prepare_evaluation(args.config_file, args.opts, args.stage)
-    return pipeline.prepare(args.config_file, args.opts, args.stage, restart)
+        return evaluation.prepare_evaluation(args.config_file, args.opts, args.stage)
+    return pipeline.prepare(args.config_file, args.opts, args.stage, restart, first)
 
 
-def work(job: pipeline.Job | pipeline.Evaluation) -> None:
+def work(job: pipeline.Job | evaluation.Evaluation) -> None:
     pipeline.log_to(job.output_dir)
-    if isinstance(job, pipeline.Evaluation):
-        pipeline.evaluate(job)
+    if isinstance(job, evaluation.Evaluation):
+        evaluation.evaluate(job)
     else:
         pipeline.run(job)
 
@@ -47,9 +50,11 @@ def work(job: pipeline.Job | pipeline.Evaluation) -> None:
 def main(args: argparse.Namespace) -> None:
     if distributed.under_torchrun():
         distributed.join_torchrun()
-        work(distributed.on_first_then_others(lambda first: prepare(args, args.restart and first)))
+        job = distributed.on_first_then_others(lambda first: prepare(args, args.restart and first, first))
+        check_processes(job.stages, comm.get_world_size())
+        work(job)
     else:
-        job = prepare(args, args.restart)
+        job = prepare(args, args.restart, args.machine_rank == 0)
         check_processes(job.stages, args.num_gpus * args.num_machines)
         distributed.launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (job,))
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.data.loaders import unlabeled_records
 from cupre_d2.data.samples import Samples, build_sample_loader, draw_samples
-from cupre_d2.engine.preflight import check_annotated, check_evaluators, check_network, check_settings, check_unlabeled
+from cupre_d2.engine.preflight import check_network, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.pseudo_labels import START_NODES, as_tensor, pseudo_labels
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
 from cupre_d2.engine.trainers import build_network
@@ -73,8 +73,7 @@ class ClusteringTrainer(StageTrainer):
         check_settings(cfg)
         check_clustering(cfg)
         check_unlabeled(cfg)
-        check_annotated(cfg, cfg.DATASETS.TEST)
-        check_evaluators(cfg)
+        check_tests(cfg)
         return cfg.SOLVER.MAX_ITER
 
     @property

@@ -27,7 +27,7 @@ def under_torchrun() -> bool:
 
 def join_torchrun() -> None:
     """Makes this one of torchrun's processes; its environment says which."""
-    _end_with_parent(os.getppid())
+    end_with(os.getppid())
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -79,13 +79,16 @@ def launch(
 
 def _child(parent: int, main: Callable[..., None], *args: Any) -> None:
     with preemption.watching(), one_line_errors():
-        _end_with_parent(parent)
+        end_with(parent)
         main(*args)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Or children would outlive a parent that is killed, and the next run would write to their folder."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Has this process get a signal when its parent ends.
+
+    Or children would outlive a parent that is killed, and the next run would write to their folder.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         sys.exit(1)
 

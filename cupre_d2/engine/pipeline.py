@@ -15,10 +15,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from cupre_d2.checkpoint.loading import load_initial_weights, read_source
-from cupre_d2.engine import preemption
+from cupre_d2.checkpoint.loading import read_source
+from cupre_d2.engine import lock, preemption
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
-from cupre_d2.engine.results import Metrics, StageRecord, table, write_json, write_results
+from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, closest, default_config, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError
@@ -39,6 +39,10 @@ FREE_KEYS = (
     "VIS_PERIOD",
 )
 
+LOGGERS = ("detectron2", "fvcore", "cupre_d2")
+# Those that log_to has added, by logger.
+_handlers: dict[str, list[logging.Handler]] = {}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,17 +59,20 @@ class Job:
     steps: dict[str, int]
 
 
-def prepare(config_file: str, opts: Sequence[Any] = (), only: str | None = None, restart: bool = False) -> Job:
-    """Does all that can fail on bad input before anything trains.
+def prepare(
+    config_file: str, opts: Sequence[Any] = (), only: str | None = None, restart: bool = False, first: bool = True
+) -> Job:
+    """Does all that can fail on bad input before anything trains; until it ends, no other process can train there.
 
     Args:
         config_file: a pipeline's or a stage's YAML.
         opts: overrides, `KEY, value, STAGE.KEY, value, …`.
         only: name of the one stage to run.
         restart: removes what earlier runs of the chosen stages left.
+        first: of the processes that train together; the others are not kept out.
 
     Raises:
-        CupreError: one line on what cannot be used.
+        CupreError: one line on what cannot be used, or another process trains in the folder.
     """
     output_dir, stages = load_stages(config_file, opts)
     chosen = select(stages, only)
@@ -74,6 +81,8 @@ def prepare(config_file: str, opts: Sequence[Any] = (), only: str | None = None,
         later = [stage.name for stage in stages[stages.index(chosen[0]) + 1 :] if StageRecord.read(stage.folder)]
         if later:
             logger.warning(f"--restart of {only}: {', '.join(later)} stay as trained from its earlier weights")
+    if first:
+        lock.hold(output_dir, "training there")
     open_folder(output_dir, stages, chosen, restart)
     return Job(output_dir, stages, chosen, steps)
 
@@ -91,13 +100,23 @@ def train(
     """
     job = prepare(config_file, [item for pair in (overrides or {}).items() for item in pair], only, restart)
     log_to(job.output_dir)
-    return run(job)
+    try:
+        return run(job)
+    finally:
+        lock.release(job.output_dir)
 
 
 def log_to(output_dir: str) -> None:
-    """Logs to the terminal and to OUTPUT_DIR/log.txt."""
-    for name in ("detectron2", "fvcore", "cupre_d2"):
+    """Logs to the terminal and to OUTPUT_DIR/log.txt, and to that of no pipeline of before."""
+    # It would add no handlers again for a folder that it knows.
+    setup_logger.cache_clear()
+    for name in LOGGERS:
+        known = logging.getLogger(name)
+        for handler in _handlers.pop(name, []):
+            known.removeHandler(handler)
+        before = list(known.handlers)
         setup_logger(os.path.join(output_dir, "log.txt"), distributed_rank=comm.get_rank(), name=name)
+        _handlers[name] = [handler for handler in known.handlers if handler not in before]
     # Detectron2 logs the stack of whatever ends training; of bad input, people get one line from the tool.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
 
@@ -228,6 +247,8 @@ def run(job: Job) -> Metrics:
 def _run(job: Job) -> Metrics:
     records: list[StageRecord] = []
     pace = PipelinePace()
+    # Now: in hours of training the checkout may change.
+    commit = checkout()
     for number, stage in enumerate(job.stages, start=1):
         record = StageRecord.read(stage.folder)
         if record:
@@ -236,7 +257,7 @@ def _run(job: Job) -> Metrics:
             pace.title = f"stage {number}/{len(job.stages)} {stage.name}"
             coming = [later for later in job.stages[number:] if later.name in job.steps]
             pace.later = [(later.cfg.TRAINER, job.steps[later.name]) for later in coming]
-            record = _run_stage(stage, pace)
+            record = _run_stage(stage, pace, commit)
             # Hooks and trainer refer to each other: without this, the next stage would find the last one's memory in use.
             gc.collect()
         if record:
@@ -256,67 +277,17 @@ def _report(path: Path, records: Sequence[StageRecord], last: Stage) -> None:
     write_report(path.parent)
 
 
-def _run_stage(stage: Stage, pace: PipelinePace) -> StageRecord:
+def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:
     logger.info(f"{pace.title}: {stage.cfg.TRAINER}, output in {stage.folder}")
     if stage.cfg.SEED >= 0:
         seed_all_rng(stage.cfg.SEED + comm.get_rank())
     trainer = trainer_class(stage)(stage.cfg)
     trainer.resume_or_load()
     trainer.train_stage([PipelineProgress(pace, trainer)])
-    record = StageRecord(
-        stage.name, stage.cfg.TRAINER, trainer.clock.seconds, trainer.max_iter, trainer.test_and_keep_best()
-    )
-    if comm.is_main_process():
-        record.write(stage.folder)
-    comm.synchronize()
+    with preemption.deferring("leaving after this evaluation"):
+        metrics = trainer.test_and_keep_best()
+        record = StageRecord(stage.name, stage.cfg.TRAINER, trainer.clock.seconds, trainer.max_iter, metrics, commit)
+        if comm.is_main_process():
+            record.write(stage.folder)
+        comm.synchronize()
     return record
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A checkpoint to evaluate on the DATASETS.TEST of a stage."""
-
-    output_dir: str
-    stage: Stage
-    weights: str
-
-    @property
-    def stages(self) -> list[Stage]:
-        return [self.stage]
-
-
-def prepare_evaluation(config_file: str, opts: Sequence[Any] = (), only: str | None = None) -> Evaluation:
-    """Checks what --eval-only needs: MODEL.WEIGHTS of `opts`, else the checkpoint of the stage (by default the last).
-
-    Raises:
-        CupreError: one line on what cannot be used.
-    """
-    output_dir, stages = load_stages(config_file, opts)
-    stage = select(stages, only)[-1]
-    given = dict(zip(opts[0::2], opts[1::2], strict=True)).get("MODEL.WEIGHTS")
-    weights = str(given or stage.final_checkpoint)
-    if not os.path.isfile(weights):
-        raise CheckpointError(f"--eval-only: {weights}: no such file; train first or give MODEL.WEIGHTS")
-    trainer_class(stage).plan(stage.cfg)
-    return Evaluation(output_dir, stage, weights)
-
-
-def evaluate(job: Evaluation) -> Metrics:
-    """Evaluates a checkpoint; the metrics go to OUTPUT_DIR/evaluation.json too.
-
-    Raises:
-        CheckpointError: the checkpoint does not fit the model.
-    """
-    trainer = trainer_class(job.stage)(job.stage.cfg)
-    report = load_initial_weights(trainer.model, job.weights)
-    untrained = [*report.missing, *(key for key, _, _ in report.mismatched)]
-    if untrained:
-        raise CheckpointError(
-            f"--eval-only: {job.weights}: no weights for {len(untrained)} tensors of the model, the first {untrained[0]}; "
-            "expected a checkpoint of this very model"
-        )
-    metrics = trainer.test()
-    if comm.is_main_process():
-        write_json(Path(job.output_dir) / "evaluation.json", {"weights": job.weights, "metrics": metrics})
-        logger.info(f"{job.weights}\n{table(metrics)}")
-    return metrics

@@ -88,10 +88,18 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
                     )
 
 
-def check_evaluators(cfg: CfgNode) -> None:
-    """Raises ConfigError for settings of TEST that no evaluator can be built with."""
+def check_tests(cfg: CfgNode) -> None:
+    """Checks what evaluations on DATASETS.TEST need.
+
+    Raises:
+        CupreError: as `check_annotated`, settings of TEST that no evaluator can be built with, or a network without masks.
+    """
+    check_annotated(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         build_evaluators(cfg, name)
+    boxes_alone = cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON
+    if cfg.DATASETS.TEST and boxes_alone:
+        raise ConfigError("MODEL.MASK_ON False: cells are evaluated by their masks; expected True, or DATASETS.TEST ()")
 
 
 def _is_mask(annotation: dict) -> bool:

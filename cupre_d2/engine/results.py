@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +15,15 @@ import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from cupre_d2.errors import ResultsError
 from cupre_d2.files import write_text
 
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
-DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", "sal-detectron2")
+DETECTRON2 = ("detectron2", "sal-detectron2")
+DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", *DETECTRON2)
+ROOT = Path(__file__).parents[2]
+# What decides results, in a checkout.
+CODE = ("cupre_d2", "configs", "tools")
 
 Metrics = dict[str, Any]
 
@@ -30,6 +36,7 @@ class StageRecord:
         seconds: of training, over all restarts.
         iterations: steps taken.
         metrics: {data set: {"bbox", "segm" or "labels": {name: percent}}}.
+        commit: see `checkout`; of the process that finished it.
     """
 
     name: str
@@ -37,17 +44,30 @@ class StageRecord:
     seconds: float
     iterations: int
     metrics: Metrics
+    commit: str = "unknown"
 
     def write(self, folder: Path) -> None:
         write_json(folder / "stage.json", asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "StageRecord | None":
-        """The record of a finished stage, None for an unfinished one."""
+        """The record of a finished stage, None for an unfinished one.
+
+        Raises:
+            ResultsError: the file is broken.
+        """
         path = folder / "stage.json"
         if not path.is_file() or not (folder / "model_final.pth").is_file():
             return None
-        return cls(**json.loads(path.read_text()))
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise broken(path, error) from error
+
+
+def broken(file: Path, reason: object) -> ResultsError:
+    """Says what to do about it."""
+    return ResultsError(f"{file}: broken ({' '.join(str(reason).split())}); remove it to have it made anew")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,12 +95,29 @@ def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> N
             "seconds": sum(record.seconds for record in records),
             "command": sys.argv,
             "versions": {"python": platform.python_version(), **versions()},
-            "device": torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"{torch.get_num_threads()} CPU threads",
+            "device": _device(cfg),
             "config": cfg,
         },
     )
+
+
+def _device(cfg: CfgNode) -> str:
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+
+
+def checkout() -> str:
+    """Short hash of the commit of this code, with + where what decides results differs from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *CODE)
+    except OSError:
+        return "unknown"
+    return f"{commit}{'+' if changed else ''}" if commit else "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ from cupre_d2.engine import preemption
 from cupre_d2.engine.distributed import parallel, share_buffers
 from cupre_d2.engine.metrics_file import drop_later
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
+from cupre_d2.engine.results import Metrics
 from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
@@ -90,7 +91,9 @@ class Phase:
 
 
 class Checkpoints(HookBase):
-    """Saves where the trainer says so, and where the run is to end; what was measured until then is on the disk before."""
+    """Saves where the trainer says so, and where the run is to end; what was measured until then is on the disk before,
+    and each evaluation at once.
+    """
 
     def __init__(self, trainer: "StageTrainer", writers: list[EventWriter]) -> None:
         self._trainer = weakref.proxy(trainer)
@@ -100,9 +103,13 @@ class Checkpoints(HookBase):
         trainer = self._trainer
         ends = preemption.requested(trainer.cfg.MODEL.DEVICE)
         name = trainer.checkpoint_name() or (f"model_{trainer.iter:07d}" if ends else "")
-        if name:
+        period = trainer.cfg.TEST.EVAL_PERIOD
+        evaluated = period > 0 and (trainer.iter + 1) % period == 0
+        if name or evaluated:
+            # Of two evaluations between their own periods, they would keep the later.
             for writer in self._writers:
                 writer.write()
+        if name:
             trainer.checkpointer.save(name, iteration=trainer.iter)
         if ends:
             # Who leaves first has the others ended, the one that still writes among them.
@@ -239,7 +246,7 @@ class StageTrainer(TrainerBase):
         for name, phase in self.phases.items():
             phase.load_state_dict(state_dict["phases"][name])
 
-    def test_and_keep_best(self) -> dict[str, Any]:
+    def test_and_keep_best(self) -> Metrics:
         """As `test`; keeps the best of the evaluations that TEST.EVAL_PERIOD asks for, and of the last."""
         results = self.test()
         if not self.cfg.TEST.EVAL_PERIOD:
@@ -252,15 +259,24 @@ class StageTrainer(TrainerBase):
                 self.checkpointer.save_best(iteration=min(self.iter, self.max_iter - 1))
         return results
 
-    def test(self) -> dict[str, Any]:
-        """Evaluates on DATASETS.TEST: {dataset: {"bbox", "segm" or "labels": {metric: value}}}; empty on other processes."""
-        results: dict[str, Any] = {}
-        share_buffers(self.model)
-        for name in self.cfg.DATASETS.TEST:
-            evaluators = build_evaluators(self.cfg, name)
-            if self.cfg.TEST.OVERLAYS:
-                evaluators.append(OverlayWriter(name, self.cfg.TEST.OVERLAYS, self.cfg.OUTPUT_DIR))
-            loader = build_test_loader(self.cfg, name)
-            with modes_kept(self.model):
-                results[name] = inference_on_dataset(self.model, loader, DatasetEvaluators(evaluators))
-        return results if comm.is_main_process() else {}
+    def test(self) -> Metrics:
+        """As the function."""
+        return test(self.cfg, self.model)
+
+
+def test(cfg: CfgNode, model: nn.Module) -> Metrics:
+    """Evaluates on DATASETS.TEST, files below OUTPUT_DIR.
+
+    Returns:
+        {data set: {"bbox", "segm" or "labels": {metric: value}}}; empty on other processes than the first.
+    """
+    results: Metrics = {}
+    share_buffers(model)
+    for name in cfg.DATASETS.TEST:
+        evaluators = build_evaluators(cfg, name)
+        if cfg.TEST.OVERLAYS:
+            evaluators.append(OverlayWriter(name, cfg.TEST.OVERLAYS, cfg.OUTPUT_DIR))
+        loader = build_test_loader(cfg, name)
+        with modes_kept(model):
+            results[name] = inference_on_dataset(model, loader, DatasetEvaluators(evaluators))
+    return results if comm.is_main_process() else {}

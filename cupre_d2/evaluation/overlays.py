@@ -117,21 +117,21 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 class OverlayWriter(DatasetEvaluator):
-    """During an evaluation, draws some images, spread evenly over the data set, to `overlays/<image id>.png`.
+    """During an evaluation, draws some images, spread evenly over the data set, to `overlays/NAME/<image id>.png`.
 
-    `overlays/overview.png` holds all of them, one below the other. Of several processes each draws its own images and
+    `overlays/NAME/overview.png` holds all of them, one below the other. Of several processes each draws its own images and
     the first makes the overview; an evaluator listed before must wait for all of them, as CellCOCOEvaluator does.
 
     Args:
         dataset_name: registered.
         count: of pictures; 0 draws none.
-        output_dir: where the folder `overlays` is made.
+        output_dir: where the folder `overlays` is made, a sub-folder a data set.
     """
 
     def __init__(self, dataset_name: str, count: int, output_dir: str) -> None:
         self._name = dataset_name
         self._count = count
-        self._folder = Path(output_dir) / "overlays"
+        self._folder = Path(output_dir) / "overlays" / dataset_name
         self._records: dict[Hashable, dict[str, Any]] = {}
         self._paths: dict[Hashable, Path] = {}
 

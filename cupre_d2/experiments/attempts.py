@@ -1,17 +1,20 @@
 """One try at a task in a process of its own, and the seconds that a task took over all its tries."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cupre_d2.engine.results import write_json
+from cupre_d2.engine.distributed import end_with
+from cupre_d2.engine.results import broken, write_json
 from cupre_d2.errors import CupreError
 
 
 class TaskError(CupreError):
-    """A task ended with an error, or what is in its folder cannot be used."""
+    """A task ended with an error."""
 
 
 class Attempt:
@@ -23,7 +26,7 @@ class Attempt:
         folder: where the process runs; by default where this one does.
 
     Raises:
-        TaskError: the timing is broken.
+        ResultsError: the timing is broken.
     """
 
     def __init__(
@@ -33,8 +36,16 @@ class Attempt:
         self._before = read_seconds(timing) or 0.0
         self._noted = False
         self._started = time.monotonic()
+        parent = os.getpid()
         with log.open("a") as output:
-            self._process = subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: end_with(parent, signal.SIGTERM),
+            )
 
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
@@ -57,7 +68,7 @@ def read_seconds(timing: Path) -> float | None:
     """What a task took so far, all attempts; None before the first has ended.
 
     Raises:
-        TaskError: the file is broken.
+        ResultsError: the file is broken.
     """
     if not timing.is_file():
         return None
@@ -72,7 +83,7 @@ def read_json(file: Path) -> dict:
     """An object that a task has left in its folder.
 
     Raises:
-        TaskError: the file is not one.
+        ResultsError: the file is not one.
     """
     try:
         content = json.loads(file.read_text())
@@ -81,8 +92,3 @@ def read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise broken(file, f"a {type(content).__name__}; expected an object")
     return content
-
-
-def broken(file: Path, reason: object) -> TaskError:
-    """Says what to do about it."""
-    return TaskError(f"{file}: broken ({' '.join(str(reason).split())}); remove it to have it made anew")

@@ -19,8 +19,6 @@ from cupre_d2.experiments.runner import POLL_SECONDS, Runnable
 
 # A network file system may show what another machine wrote that much later, in seconds.
 PATIENCE = 90.0
-# How long an ended process may take to let go, in seconds.
-LAST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ class RayEngine:
     def slots(self) -> int:
         """Counted anew each time: machines come and go."""
         machines = self._machines()
-        return max(1, sum(map(share(machines, self._jobs).fits, machines))) if machines else 1
+        part = share(machines, self._jobs) if machines else None
+        return max(1, sum(min(self._jobs, part.fits(machine)) for machine in machines)) if part else 1
 
     def start(self, item: Runnable) -> "RayAttempt":
         part = share(self._machines(), self._jobs)
@@ -155,4 +154,5 @@ class RayAttempt:
         self._ray.cancel(self._reference)
 
     def wait(self) -> None:
-        self._ray.wait([self._reference], timeout=LAST_SECONDS)
+        """Until it has ended: an evaluation is finished before."""
+        self._ray.wait([self._reference])

@@ -3,42 +3,47 @@
 import json
 import platform
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cupre_d2.engine.results import versions, write_json
+from cupre_d2.engine.results import checkout, versions, write_json
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.experiment import Experiment
 from cupre_d2.report.render import write_html
-
-ROOT = Path(__file__).parents[2]
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where numbers come from: the command as typed, the commit, versions of what decides results."""
+    """Where numbers come from: the command as typed, the commit, versions of what decides results.
+
+    Attributes:
+        commit: of this process; see `checkout`.
+        commits: of those that trained and evaluated, which may be others.
+    """
 
     command: str
     commit: str
     versions: dict[str, str]
+    commits: tuple[str, ...] = ()
 
     @classmethod
     def of_this_process(cls) -> "Origin":
         command = shlex.join(["python", f"tools/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        return cls(command, _commit(), {"python": platform.python_version(), **versions()})
+        return cls(command, checkout(), {"python": platform.python_version(), **versions()})
 
+    def of_runs(self, commits: Iterable[str]) -> "Origin":
+        """With the commits of runs, each once."""
+        return replace(self, commits=tuple(dict.fromkeys(commits)))
 
-def _commit() -> str:
-    """Short hash of the checkout, with + where files differ from it; "unknown" outside of one."""
-    git = ["git", "-C", str(ROOT)]
-    done = subprocess.run([*git, "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    @property
+    def trained_with(self) -> str:
+        """Commits, for people."""
+        return ", ".join(self.commits or (self.commit,))
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Outcome(Generic[AnyExperiment]):
         return [
             f"# {title}",
             f"```\n{self.origin.command}\n```",
-            f"Commit {self.origin.commit}. Every number is in [{name}.json]({name}.json).",
+            f"Commit {self.origin.trained_with}. Every number is in [{name}.json]({name}.json).",
             *([notes.read_text().strip()] if notes.is_file() else []),
         ]
 

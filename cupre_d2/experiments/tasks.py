@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupre_d2.engine.evaluation import FOLDER
 from cupre_d2.engine.pipeline import comparable, trainer_class
-from cupre_d2.engine.results import Metrics, StageRecord
+from cupre_d2.engine.results import Metrics, StageRecord, broken
 from cupre_d2.engine.stages import Stage
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
-from cupre_d2.experiments.attempts import broken, read_json, read_seconds
+from cupre_d2.experiments.attempts import read_json, read_seconds
 from cupre_d2.report import REPORT
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
@@ -73,18 +74,16 @@ class Task:
         return f"{self.iterations} iterations"
 
     def record(self) -> StageRecord | None:
-        """What was measured when it was finished.
-
-        Raises:
-            TaskError: what is in the folder is no record.
-        """
-        try:
-            return StageRecord.read(self.stage_folder)
-        except (ValueError, TypeError) as error:
-            raise broken(self.stage_folder / "stage.json", error) from error
+        """What was measured when it was finished; errors as of `StageRecord.read`."""
+        return StageRecord.read(self.stage_folder)
 
     def finished(self) -> bool:
         return self.record() is not None
+
+    def commit(self) -> str:
+        """Of the code that finished it; "" if it is not finished."""
+        record = self.record()
+        return record.commit if record else ""
 
     def seconds(self) -> float | None:
         """From the start to the end of its process, all attempts; None if it is not finished.
@@ -98,7 +97,7 @@ class Task:
         """{"bbox" or "segm": {name: percent}} of a finished task on one of its own data sets.
 
         Raises:
-            TaskError: it has none.
+            ResultsError: it has none.
         """
         record = self.record()
         assert record is not None
@@ -161,6 +160,10 @@ class Evaluation:
     def finished(self) -> bool:
         return self._results.is_file()
 
+    def commit(self) -> str:
+        """Of the code that did it."""
+        return str(read_json(self._results).get("commit", "unknown"))
+
     def seconds(self) -> float | None:
         """From the start to the end of its process, all attempts; None if it is not finished or nobody timed it."""
         return read_seconds(self.timing) if self.finished() else None
@@ -172,13 +175,13 @@ class Evaluation:
     @property
     def detections(self) -> Path:
         """COCO's results format."""
-        return detections_file(self.folder / f"1_{self.task.stage}", self.dataset)
+        return detections_file(self.folder / FOLDER, self.dataset)
 
     def metrics(self) -> Metrics:
         """{"bbox" or "segm": {name: percent}}.
 
         Raises:
-            TaskError: the results are broken.
+            ResultsError: the results are broken.
         """
         return _of_dataset(read_json(self._results).get("metrics"), self.dataset, self._results)
 
@@ -228,7 +231,8 @@ class TaskList:
     def _task(self, stage: Stage, made: dict[str, Task]) -> Task:
         cfg = stage.cfg.clone()
         cfg.defrost()
-        settings = comparable(cfg)
+        # Of what one folder may change from run to run, what its results show.
+        settings = comparable(cfg) | {"TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD}
         needs = []
         for name in WEIGHTS:
             if before := made.get(cfg.MODEL[name]):

@@ -2,7 +2,7 @@
 
 import heapq
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -62,15 +62,23 @@ def read_evaluation(file: Path, name: str, use_cats: bool, keep: int) -> Evaluat
 
 def read_images(file: Path, name: str, use_cats: bool, image_ids: Sequence[Hashable]) -> list[ImageMatch]:
     """The matches of some images, in the order asked for; arguments and errors as of `read_evaluation`."""
-    found = {image.record["image_id"]: image for _, image in _match_all(file, name, get_records(name), use_cats)}
+    records = {record["image_id"]: record for record in get_records(name)}
+    # Those alone: with the detections of all images, a large data set would not fit into memory.
+    wanted = set(image_ids)
+    matches = _match_all(file, name, [records[image_id] for image_id in image_ids], use_cats, records.keys() - wanted)
+    found = {image.record["image_id"]: image for _, image in matches}
     return [found[image_id] for image_id in image_ids]
 
 
-def _match_all(file: Path, name: str, records: list[dict[str, Any]], use_cats: bool) -> Iterator[tuple[int, ImageMatch]]:
-    """Place in the data set and match of every image, also of those without detections."""
+def _match_all(
+    file: Path, name: str, records: list[dict[str, Any]], use_cats: bool, others: Collection[Hashable] = ()
+) -> Iterator[tuple[int, ImageMatch]]:
+    """Place among the records and match of each, also of those without detections; `others` are passed over."""
     places: dict[Hashable, int] = {record["image_id"]: place for place, record in enumerate(records)}
     to_contiguous = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
     for image_id, results in groupby(_results(file), key=itemgetter("image_id")):
+        if image_id in others:
+            continue
         place = places.pop(image_id, None)
         if place is None:
             raise DatasetError(

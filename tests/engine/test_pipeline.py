@@ -1,13 +1,18 @@
 import json
+import logging
+import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cupre_d2.engine import pipeline
-from cupre_d2.engine.results import table
+from cupre_d2.engine import pipeline, preemption, results
+from cupre_d2.engine.results import StageRecord, table
+from cupre_d2.engine.stage_trainer import StageTrainer
 from cupre_d2.engine.stages import Stage, load_stages
-from cupre_d2.errors import CheckpointError, ConfigError
+from cupre_d2.errors import CheckpointError, ConfigError, ResultsError
 
 
 def write_pipeline(folder: Path) -> str:
@@ -34,11 +39,11 @@ def modified(stages: list[Stage]) -> list[int]:
 def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     config = write_pipeline(tmp_path)
     output_dir, stages = run(config, slim)
-    results = json.loads((Path(output_dir) / "results.json").read_text())
-    assert [stage["name"] for stage in results["stages"]] == ["coco_pretrain", "finetune_bbbc038_5pct"]
-    assert {"AP", "AP50", "AR2000"} <= results["metrics"]["bbbc038_val"]["segm"].keys()
-    assert results["config"]["SOLVER"]["MAX_ITER"] == 2
-    assert list((stages[1].folder / "overlays").glob("*.png"))
+    found = json.loads((Path(output_dir) / "results.json").read_text())
+    assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune_bbbc038_5pct"]
+    assert {"AP", "AP50", "AR2000"} <= found["metrics"]["bbbc038_val"]["segm"].keys()
+    assert found["config"]["SOLVER"]["MAX_ITER"] == 2
+    assert list((stages[1].folder / "overlays/bbbc038_val").glob("*.png"))
 
     made = modified(stages)
     run(config, slim)
@@ -93,6 +98,7 @@ def test_free_settings_may_change(small_datasets: Path, slim: list[str], tmp_pat
             "0 percent; expected more than 0 and at most 100",
         ),
         (["finetune_bbbc038_5pct.DATASETS.TRAIN", "()"], "no image to train on"),
+        (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: cells are evaluated by their masks"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0"),
         (["SOLVER.OPTIMIZER", "adamw"], "SOLVER.OPTIMIZER 'adamw': did you mean AdamW"),
@@ -130,3 +136,67 @@ def test_evaluators_of_the_config(small_datasets: Path, slim: list[str], tmp_pat
     assert {"bbox", "segm", "labels"} == set(scores)
     assert {"DSB2018", "AJI", "PQ", "F1_50"} <= set(scores["labels"])
     assert "DSB2018" in table(metrics) and "AR2000" in table(metrics)
+
+
+def test_every_evaluation_is_kept(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    """Also where several lie between two lines of the log."""
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "6", "TEST.EVAL_PERIOD", "2"]
+    pipeline.train("configs/mini/scratch_bbbc038_5pct.yaml", dict(zip(opts[::2], opts[1::2], strict=True)))
+    lines = [json.loads(line) for line in (tmp_path / "1_finetune_bbbc038_5pct/metrics.json").read_text().splitlines()]
+    # That of the last step is made after training.
+    assert [line["iteration"] for line in lines if any("segm/AP" in key for key in line)] == [1, 3]
+
+
+def test_log_of_one_run_alone(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    logger = logging.getLogger("cupre_d2")
+    for name in ("one", "two", "one"):
+        pipeline.log_to(str(tmp_path / name))
+        logger.info(f"of {name}")
+    texts = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
+    assert [(text.count("of one"), text.count("of two")) for text in texts] == [(2, 0), (0, 1)]
+
+
+def test_record_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "model_final.pth").touch()
+    (tmp_path / "stage.json").write_text("{")
+    with pytest.raises(ResultsError, match="stage.json: broken .*; remove it to have it made anew"):
+        StageRecord.read(tmp_path)
+
+
+def test_a_signal_waits_for_the_last_evaluation(
+    small_datasets: Path, slim: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results are kept: the same command has nothing left to do."""
+    evaluate = StageTrainer.test_and_keep_best
+
+    def interrupted(trainer: StageTrainer) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(trainer)
+
+    monkeypatch.setattr(StageTrainer, "test_and_keep_best", interrupted)
+    job = pipeline.prepare("configs/mini/scratch_bbbc038_5pct.yaml", [*slim, "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        pipeline.run(job)
+    assert left.value.code == preemption.RESUME_ME
+    assert "segm" in StageRecord.read(job.stages[0].folder).metrics["bbbc038_val"]
+
+
+def test_the_commit_is_of_what_decides_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        name = ("-c", "user.name=x", "-c", "user.email=x@y.z")
+        subprocess.run(["git", "-C", str(tmp_path), *name, *arguments], check=True, capture_output=True)
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.checkout() == "unknown"
+    for file in ("cupre_d2/a.py", "docs/results.md"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    commit = results.checkout()
+    assert len(commit) >= 7 and "+" not in commit
+    (tmp_path / "docs/results.md").write_text("2")
+    assert results.checkout() == commit
+    (tmp_path / "cupre_d2/a.py").write_text("2")
+    assert results.checkout() == commit + "+"

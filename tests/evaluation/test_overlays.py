@@ -161,14 +161,14 @@ def run(writer: OverlayWriter, records: list[dict[str, Any]]) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "overlays").iterdir()}
+    return {path.name for path in (folder / "overlays" / NAME).iterdir()}
 
 
 def test_writes_pictures_spread_over_the_data_set(dataset: list[dict[str, Any]], tmp_path: Path) -> None:
     run(OverlayWriter(NAME, 3, str(tmp_path / "out")), dataset)
     assert names(tmp_path / "out") == {"im0.png", "im4.png", "im8.png", "overview.png"}
-    pictures = [np.asarray(Image.open(tmp_path / "out" / "overlays" / f"im{n}.png")) for n in (0, 4, 8)]
-    overview = np.asarray(Image.open(tmp_path / "out" / "overlays" / "overview.png"))
+    pictures = [np.asarray(Image.open(tmp_path / "out" / "overlays" / NAME / f"im{n}.png")) for n in (0, 4, 8)]
+    overview = np.asarray(Image.open(tmp_path / "out" / "overlays" / NAME / "overview.png"))
     assert (overview == np.vstack(pictures)).all()
     image = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
     assert (pictures[1] == draw_overlay(image, dataset[4], detected([square(12, 12, 20)], [0.8]))).all()
@@ -190,7 +190,7 @@ def test_image_ids_that_are_no_file_names(dataset: list[dict[str, Any]], tmp_pat
         record["image_id"] = image_id
     run(OverlayWriter(NAME, 9, str(tmp_path / "deep" / "down" / "out")), dataset)
     assert len(names(tmp_path / "deep" / "down" / "out")) == 10
-    assert {path.parent.name for path in (tmp_path / "deep").rglob("*.png")} == {"overlays"}
+    assert {path.parent.name for path in (tmp_path / "deep").rglob("*.png")} == {NAME}
 
 
 def test_says_what_was_not_drawn(dataset: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

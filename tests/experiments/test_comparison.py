@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data import get_records, register_cell_dataset
 from cupre_d2.experiments import pictures
+from cupre_d2.report import detections
 from cupre_d2.report.detections import read_images
+from cupre_d2.report.matching import match_image
 from tests.conftest import write_coco
 
 
@@ -53,6 +56,22 @@ def test_a_row_an_arm(cells: str, tmp_path: Path) -> None:
     pictures.compare({"coco": file, "cupre": file}, cells, True, chosen, tmp_path / "arms.png")
     with Image.open(tmp_path / "arms.png") as image:
         assert image.height > 1.5 * image.width / len(chosen)
+
+
+def test_images_that_are_not_asked_for_are_not_matched(cells: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor kept: with the detections of all images, a large data set would not fit into memory."""
+    matched = []
+
+    def match(record: dict, *rest: Any) -> detections.ImageMatch:
+        matched.append(record["image_id"])
+        return match_image(record, *rest)
+
+    monkeypatch.setattr(detections, "match_image", match)
+    records = get_records(cells)
+    file = results_of(records, tmp_path / "found.json", 0.9)
+    wanted = records[1]["image_id"]
+    (image,) = read_images(file, cells, True, [wanted])
+    assert matched == [image.record["image_id"]] == [wanted]
 
 
 @pytest.mark.parametrize(("score", "drawn"), [(0.9, True), (0.4, False)])

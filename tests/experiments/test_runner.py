@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.engine.preemption import RESUME_ME
+from cupre_d2.errors import ResultsError
 from cupre_d2.experiments import local_engine, runner
 from cupre_d2.experiments.attempts import TaskError, read_seconds
 from cupre_d2.experiments.local_engine import LocalEngine
@@ -129,6 +130,30 @@ def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (tmp_path / f"{key}.txt").read_text() == f"{threads}\n"
 
 
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(0.5)"
+    for named, expected in (("4,6", {"4", "6"}), ("", {"None"})):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        if not named:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        keys = [f"{key}{named}" for key in "ab"]
+        run({key: Script(key, tmp_path, code=code) for key in keys}, LocalEngine(2), outlook)
+        assert {(tmp_path / f"{key}.txt").read_text().strip() for key in keys} == expected
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Even where that was killed: the next run would train beside them."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    log, timing = tmp_path / "log", tmp_path / "timing"
+    start = f"Attempt([sys.executable, '-c', {child!r}], Path({str(log)!r}), Path({str(timing)!r}), dict(os.environ))"
+    code = f"import os, sys\nfrom pathlib import Path\nfrom cupre_d2.experiments.attempts import Attempt\n{start}\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
+        wait_for(lambda: log.is_file() and log.read_text().strip())
+        parent.kill()
+    process = Path("/proc") / log.read_text().strip()
+    wait_for(lambda: not process.exists() or "State:\tZ" in (process / "status").read_text())
+
+
 def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
     wait, again = "import time; time.sleep(0.3)", Script("a", tmp_path)
     with pytest.raises(TaskError):
@@ -156,6 +181,6 @@ def test_an_interrupted_attempt_counts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_broken_timing_is_said_before_the_process_starts(content: str, tmp_path: Path) -> None:
     script = Script("a", tmp_path)
     script.timing.write_text(content)
-    with pytest.raises(TaskError, match="a.timing.json: broken .*; remove it"):
+    with pytest.raises(ResultsError, match="a.timing.json: broken .*; remove it"):
         run({"a": script}, LocalEngine(1), outlook)
     assert not (tmp_path / "order").exists()

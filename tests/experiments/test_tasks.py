@@ -9,7 +9,7 @@ import yaml
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.experiments.attempts import TaskError
+from cupre_d2.errors import ResultsError
 from cupre_d2.experiments.tasks import Evaluation, Task, TaskList
 
 MINI = "configs/mini"
@@ -139,7 +139,7 @@ def test_a_broken_record_is_said_in_one_line(content: str, add: Callable) -> Non
     task, _ = add("scratch")
     file = finish(task, {})
     file.write_text(content)
-    with pytest.raises(TaskError, match="stage.json: broken .*; remove it to have it made anew$"):
+    with pytest.raises(ResultsError, match="stage.json: broken .*; remove it to have it made anew$"):
         task.finished()
 
 
@@ -147,9 +147,9 @@ def test_a_broken_record_is_said_in_one_line(content: str, add: Callable) -> Non
 def test_metrics_that_are_not_there(metrics: dict, add: Callable) -> None:
     task, _ = add("scratch")
     finish(task, metrics)
-    with pytest.raises(TaskError, match="stage.json: broken .no metrics of boxes and masks on bbbc038_val"):
+    with pytest.raises(ResultsError, match="stage.json: broken .no metrics of boxes and masks on bbbc038_val"):
         task.metrics("bbbc038_val")
     evaluation = Evaluation(task, "bbbc038_test")
     write_json(evaluation.folder / "evaluation.json", {"metrics": metrics})
-    with pytest.raises(TaskError, match="evaluation.json: broken"):
+    with pytest.raises(ResultsError, match="evaluation.json: broken"):
         evaluation.metrics()

@@ -38,6 +38,9 @@ class CupreComparison:
 
     def write(self, results: Path, origin: Origin) -> None:
         dataset, tests = self.experiment.dataset, self._plan.tests()
+        trained = self._plan.with_needs(self._plan.runs().values()).values()
+        commits = [*(task.commit() for task in trained), *(test.commit() for test in tests.values())]
+        origin = origin.of_runs(commits)
         rows = [
             Row(cell, validation(dataset, task), tests[cell].metrics(), read_curve(task, dataset))
             for cell, task in self._plan.runs().items()

@@ -53,6 +53,11 @@ class Experiment(experiment.Experiment[Grid]):
 
     table = "cupre"
 
+    def identity(self) -> dict[str, Any]:
+        """As of any experiment, and what the learning rates are chosen by: with others, finished rows would change."""
+        grid = self.grid
+        return {**super().identity(), "chosen_by": {"seed": grid.seeds[0], "learning_rates": list(grid.learning_rates)}}
+
     def stages(self, cell: Cell) -> list[Stage]:
         """The pipeline of a cell; the OUTPUT_DIRs are its config's.
 
@@ -67,6 +72,9 @@ class Experiment(experiment.Experiment[Grid]):
             "SOLVER.BASE_LR": cell.learning_rate,
         }
         _, stages = load_stages(str(self.config_file(cell.arm)), self.with_values(finetune, values))
+        evaluators = stages[-1].cfg.TEST.EVALUATORS
+        if "cell_coco" not in evaluators:
+            raise ConfigError(f"{finetune}.TEST.EVALUATORS {tuple(evaluators)}: expected cell_coco among them")
         return stages
 
     def config_file(self, arm: str) -> Path:

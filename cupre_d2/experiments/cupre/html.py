@@ -65,7 +65,7 @@ def collect(outcome: Outcome) -> Report:
         bars=bars(series.ablation(rows)),
         datasets=compared(outcome),
         command=outcome.origin.command,
-        commit=outcome.origin.commit,
+        commit=outcome.origin.trained_with,
         versions=outcome.origin.versions,
     )
 

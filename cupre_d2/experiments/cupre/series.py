@@ -72,7 +72,7 @@ def against_fractions(rows: Sequence[Row]) -> Panel:
     for arm in arms_of(rows):
         of_arm = [row for row in rows if row.cell.arm == arm]
         runs = [
-            [(row.cell.percent, row.value("segm", "AP")) for row in of_arm if row.cell.seed == seed]
+            sorted((row.cell.percent, row.value("segm", "AP")) for row in of_arm if row.cell.seed == seed)
             for seed in dict.fromkeys(row.cell.seed for row in of_arm)
         ]
         percents = sorted({percent for run in runs for percent, _ in run})

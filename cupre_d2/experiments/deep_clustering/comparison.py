@@ -52,6 +52,7 @@ class ClusteringComparison:
 
     def write(self, results: Path, origin: Origin) -> None:
         work = self._work
+        origin = origin.of_runs(task.commit() for task in work.all)
         baseline, *rows = (read_row(cell, task, work.sets) for cell, task in work.tasks.items())
         outcome = Outcome(self.experiment, origin, results, work.cfg, baseline, rows, work.tasks)
         outcome.save([row.plain() for row in (baseline, *rows)])

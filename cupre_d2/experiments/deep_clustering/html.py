@@ -65,7 +65,7 @@ def collect(outcome: Outcome) -> Report:
             for cell, task in outcome.tasks.items()
         },
         command=outcome.origin.command,
-        commit=outcome.origin.commit,
+        commit=outcome.origin.trained_with,
         versions=outcome.origin.versions,
     )
 

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from cupre_d2.engine.alternating import Schedule
+from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.cupre.grid import Cell, Experiment, Grid, load_grid
+from cupre_d2.experiments.results import check_earlier
 
 CONFIGS = Path("configs")
 GRID = {"ARMS": ["scratch", "coco"], "PERCENTS": [5, 10], "SEEDS": [0, 3], "LEARNING_RATES": [0.1, 0.2]}
@@ -99,3 +102,35 @@ def test_coco_long_has_as_many_coco_iterations_as_cupre() -> None:
     )
     in_rounds = amt2.cfg.AMT2.ROUNDS * amt2.cfg.AMT2.COCO_ITERS
     assert pretraining.cfg.SOLVER.MAX_ITER + in_rounds == longer.cfg.SOLVER.MAX_ITER
+
+
+@pytest.mark.parametrize("dataset", ["livecell", "bbbc038"])
+def test_coco_long_at_full_size_is_stretched_as_a_whole(dataset: str) -> None:
+    (short, amt2, _), (longer, _) = (load_stages(f"configs/{arm}_{dataset}_5pct.yaml")[1] for arm in ("cupre", "coco_long"))
+    solver, long_solver = short.cfg.SOLVER, longer.cfg.SOLVER
+    # Detectron2's count of the images of coco_2017_train that have annotations.
+    rounds = Schedule.from_config(amt2.cfg, num_unlabeled=1, num_annotated=117_266)
+    assert solver.MAX_ITER + rounds.rounds * rounds.coco_iters == long_solver.MAX_ITER
+    for step, later in zip(solver.STEPS, long_solver.STEPS, strict=True):
+        assert later / long_solver.MAX_ITER == pytest.approx(step / solver.MAX_ITER, abs=1e-3)
+
+
+@pytest.mark.parametrize(("seeds", "rates"), [((1, 0), (0.1,)), ((0, 1), (0.1, 0.2)), ((0, 1), (0.2,))])
+def test_what_chooses_the_learning_rate_is_part_of_the_experiment(
+    tmp_path: Path, seeds: tuple[int, ...], rates: tuple[float, ...]
+) -> None:
+    """Else a run in the table could be exchanged for another after the test images were read."""
+    first = Experiment("bbbc038", CONFIGS, Grid(("coco",), (5,), (0, 1), (0.1,)))
+    write_json(tmp_path / "x.json", {**first.identity(), "runs": []})
+    check_earlier(
+        tmp_path / "x", Experiment("bbbc038", CONFIGS, Grid(("coco", "cupre"), (5,), (0, 1, 2), (0.1,))).identity()
+    )
+    with pytest.raises(ConfigError, match="results of another chosen_by"):
+        check_earlier(tmp_path / "x", Experiment("bbbc038", CONFIGS, Grid(("coco",), (5,), seeds, rates)).identity())
+
+
+def test_the_table_needs_boxes_and_masks() -> None:
+    overrides = ("finetune_bbbc038_5pct.TEST.EVALUATORS", "('labels',)")
+    experiment = Experiment("bbbc038", CONFIGS / "mini", Grid(("coco",), (5,), (0,), (0.1,)), overrides)
+    with pytest.raises(ConfigError, match="TEST.EVALUATORS .'labels',.: expected cell_coco among them"):
+        experiment.stages(Cell("coco", 5, 0, 0.1))

@@ -25,7 +25,7 @@ def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
     save(EXPERIMENT, results)
     assert json.loads((tmp_path / "v1.0.json").read_text())["dataset"] == "bbbc038"
     check_earlier(results, EXPERIMENT.identity())
-    larger = replace(GRID, arms=("scratch", "coco", "cupre"), percents=(5, 10, 20), seeds=(1, 0, 2))
+    larger = replace(GRID, arms=("scratch", "coco", "cupre"), percents=(5, 10, 20), seeds=(0, 1, 2))
     check_earlier(results, replace(EXPERIMENT, grid=larger).identity())
 
 
@@ -35,7 +35,7 @@ def test_the_same_and_a_larger_grid_may_take_its_place(tmp_path: Path) -> None:
         ({"dataset": "livecell"}, "v1.0.json: results of another dataset, bbbc038; expected livecell; name another file"),
         ({"folder": Path("configs")}, "another configs, mini; expected configs"),
         ({"overrides": ()}, "another overrides, .'finetune.SOLVER.MAX_ITER', '80'.; expected"),
-        ({"grid": replace(GRID, seeds=(1, 2))}, r"another grid, with seeds \[0\]; name another file with --results"),
+        ({"grid": replace(GRID, seeds=(0, 2))}, r"another grid, with seeds \[1\]; name another file with --results"),
         ({"grid": replace(GRID, arms=("coco",))}, r"another grid, with arms \['scratch'\]"),
     ],
 )
@@ -69,3 +69,13 @@ def test_a_page_takes_in_what_people_have_noted(tmp_path: Path) -> None:
     assert (title, command) == ("# Title", "```\npython x.py\n```") and "Commit abc" in commit
     (tmp_path / "table_notes.md").write_text("Two seeds only.\n")
     assert outcome.header("Title")[3:] == ["Two seeds only."]
+
+
+def test_commits_are_those_of_the_runs(tmp_path: Path) -> None:
+    """Pages are made anew long after."""
+    origin = Origin("command", "new", {}).of_runs(["old", "older", "old"])
+    outcome = Outcome(EXPERIMENT, origin, tmp_path / "table", [], {})
+    assert "Commit old, older." in outcome.header("Title")[2]
+    outcome.save([])
+    kept = json.loads((tmp_path / "table.json").read_text())
+    assert (kept["commit"], kept["commits"]) == ("new", ["old", "older"])

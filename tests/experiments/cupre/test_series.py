@@ -42,6 +42,8 @@ def test_against_fractions() -> None:
     coco, cupre = series.against_fractions(ROWS).series
     assert coco == Series("coco", [(5, 15)], [[(5, 10)], [(5, 20)]])
     assert cupre == Series("cupre", [(5, 17), (10, 30)], [[(5, 13), (10, 30)], [(5, 21)]])
+    # In whatever order they were asked for.
+    assert series.against_fractions(ROWS[::-1]).series[0].runs == [[(5, 13), (10, 30)], [(5, 21)]]
 
 
 def test_ablation_is_of_the_smallest_fraction_in_the_papers_order() -> None:

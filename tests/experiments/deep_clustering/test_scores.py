@@ -8,8 +8,7 @@ from detectron2.config import CfgNode
 
 from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import default_config
-from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.attempts import TaskError
+from cupre_d2.errors import ConfigError, ResultsError
 from cupre_d2.experiments.deep_clustering import series, tables
 from cupre_d2.experiments.deep_clustering.grid import Cell
 from cupre_d2.experiments.deep_clustering.scores import EvaluatedSets, Row, read_row
@@ -119,7 +118,7 @@ def test_what_a_run_has_left(tmp_path: Path) -> None:
     found = read_row(cell, finished(tmp_path, {"DSB2018": 7.0}, logged), SETS)
     assert found.value("all") == 7.0 and found.statistics == {"entropy": 0.75}
     assert read_row(None, finished(tmp_path, {"DSB2018": 7.0}, []), SETS).statistics == {}
-    with pytest.raises(TaskError, match="metrics.json: broken .no statistics of clusters"):
+    with pytest.raises(ResultsError, match="metrics.json: broken .no statistics of clusters"):
         read_row(cell, finished(tmp_path, {"DSB2018": 7.0}, []), SETS)
-    with pytest.raises(TaskError, match="stage.json: broken .no DSB2018 score of k"):
+    with pytest.raises(ResultsError, match="stage.json: broken .no DSB2018 score of k"):
         read_row(cell, finished(tmp_path, {}, logged), SETS)
