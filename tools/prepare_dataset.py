@@ -32,7 +32,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     place.add_argument("raw", type=Path, metavar="RAW_DIR")
     checked = commands.add_parser("check")
     checked.add_argument(
-        "target", metavar="NAME|PATH", help="a data set, one of its registered names, a COCO JSON or a folder"
+        "target", metavar="NAME|PATH|all", help="a data set, one of its registered names, a COCO JSON or a folder"
     )
     checked.add_argument("--images", type=Path, help="the folder that a COCO JSON's file names are relative to")
     checked.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy to this folder and say what changed")
@@ -42,7 +42,13 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     subset.add_argument("out", type=Path, metavar="OUT.json")
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
         arguments = ["place", *arguments]
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.command == "check":
+        others = ("images", "fix") if args.target == "all" else ("results",)
+        given = [f"--{option}" for option in others if getattr(args, option) is not None]
+        if given:
+            checked.error(f"check {args.target}: {' and '.join(given)} given, which it does not take")
+    return args
 
 
 def main(args: argparse.Namespace) -> int:

@@ -106,7 +106,9 @@ def register_cell_dataset(
         classes = ("cell",) if classes is None else classes
         if len(classes) != 1 and kinds:
             what = "annotations in a CSV" if annotations else kinds[0]
-            raise DatasetError(f"dataset {name!r}: classes {list(classes)}; expected one, as {what} cannot tell classes apart")
+            raise DatasetError(
+                f"dataset {name!r}: classes {list(classes)}; expected one, as {what} cannot tell classes apart"
+            )
     reading: dict[str, Any] = {} if normalize else {"percentiles": None}
     reading |= {} if channels is None else {"channels": tuple(channels)}
     reading |= {} if page is None else {"page": page}

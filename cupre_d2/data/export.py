@@ -16,7 +16,6 @@ from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 from cupre_d2.files import write_whole
 
-
 NOT_NORMALIZED = "register it with normalize=False, as the pixels of its images are taken as they are"
 
 
@@ -44,7 +43,8 @@ def is_raw(record: Mapping[str, Any]) -> bool:
 def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Path) -> Path:
     """Writes annotated records of Detectron2's standard form as a COCO instances file.
 
-    Polygons stay polygons and RLE stays RLE, a record's cell_type becomes its image's; areas are those of the masks in pixels; category ids count from 1.
+    Polygons stay polygons and RLE stays RLE, a record's cell_type becomes its image's; areas are those of the masks in
+    pixels; category ids count from 1.
 
     Args:
         records: as the catalogue returns them.

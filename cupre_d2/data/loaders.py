@@ -57,7 +57,9 @@ def unlabeled_records(cfg: CfgNode) -> list[Record]:
     records = {_image_key(record): {key: record[key] for key in record if key != "annotations"} for record in found}
     if len(records) < len(found):
         names = ", ".join(cfg.DATASETS.UNLABELED)
-        logger.info("DATASETS.UNLABELED %s: left out %d repeats of its %d images", names, len(found) - len(records), len(found))
+        logger.info(
+            "DATASETS.UNLABELED %s: left out %d repeats of its %d images", names, len(found) - len(records), len(found)
+        )
     if not records:
         raise DatasetError(f"DATASETS.UNLABELED {', '.join(cfg.DATASETS.UNLABELED) or '()'}: no image to learn from")
     return list(records.values())

@@ -17,6 +17,7 @@ from cupre_d2.data.export import write_coco_json, write_subset
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 from tests.conftest import write_coco
+from tools.prepare_dataset import parse_args
 
 
 def run(*arguments: str | Path, root: Path) -> subprocess.CompletedProcess[str]:
@@ -59,6 +60,22 @@ def test_check_and_fix(dataset: Path, tmp_path: Path) -> None:
     assert run("check", tmp_path / "clean/train.json", root=tmp_path).returncode < 2
     absent = run("check", tmp_path / "absent.json", root=tmp_path)
     assert absent.returncode == 2 and len(absent.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("all --fix out --images in", "--images and --fix"),
+        ("all --images in", "--images"),
+        ("livecell --results x", "--results"),
+    ],
+)
+def test_options_that_check_does_not_take(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["check", *arguments.split()])
+    target = arguments.split()[0]
+    assert capsys.readouterr().err.endswith(f"error: check {target}: {said} given, which it does not take\n")
+    assert parse_args(["check", "all", "--results", "x"]).results == Path("x")
 
 
 def test_subset_is_a_coco_file_of_its_own(dataset: Path, tmp_path: Path) -> None:

@@ -145,10 +145,16 @@ BBBC038 = PublicDataset(
             for role, images in zip(SPLITS, (536, 67, 67), strict=True)
         ),
         *(
-            Split(f"bbbc038_known_{role}", role, (_BBBC038,), partial(load_bbbc038_types, known=True, roles=(role,)))
+            Split(
+                f"bbbc038_known_{role}",
+                role,
+                (_BBBC038,),
+                partial(load_bbbc038_types, known=True, roles=(role,)),
+                derived=True,
+            )
             for role in SPLITS
         ),
-        Split("bbbc038_unknown", "all", (_BBBC038,), partial(load_bbbc038_types, known=False, roles=SPLITS)),
+        Split("bbbc038_unknown", "all", (_BBBC038,), partial(load_bbbc038_types, known=False, roles=SPLITS), derived=True),
     ),
 )
 

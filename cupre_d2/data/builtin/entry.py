@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cupre_d2.data.catalog import Record, datasets_root, missing_path_error
 
 Task = Literal["instances", "semantic", "count", "classification"]
 # "all" where the publisher does not split; "unlabeled" images may be those of a training split, never of a test split.
 Role = Literal["train", "val", "test", "all", "unlabeled"]
+
+
+def no_fields(file_name: str) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class CocoFiles:
     image_root: str
     # Finds an image, given the absolute image_root and its file name.
     locate: Callable[[Path, str], Path] = Path.joinpath
+    # What a record has beside what the JSON says, given the file name.
+    fields: Callable[[str], dict[str, Any]] = no_fields
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Split:
     images: int | None = None
     classes: tuple[str, ...] = ("cell",)
     coco: CocoFiles | None = None
+    # Whether its images are those of other splits, chosen anew; `check` of the whole data set passes it over.
+    derived: bool = False
 
     def missing(self, root: Path) -> Path | None:
         """The first of the required paths that does not exist."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cupre_d2.data.builtin.entry import CocoFiles, Part, PublicDataset, Role, Split
 from cupre_d2.data.catalog import Record, check_categories
@@ -53,24 +54,26 @@ def locate(folder: Path, file_name: str) -> Path:
     return nested if nested.is_file() and not flat.is_file() else flat
 
 
+def fields(file_name: str) -> dict[str, Any]:
+    """How to read an image, and its cell_type (lower case) from the prefix of its name, where it is a known one."""
+    prefix = Path(file_name).name.split("_")[0].lower()
+    return {"percentiles": None} | ({"cell_type": prefix} if prefix in TYPES else {})
+
+
 def _describe(records: Iterable[Record]) -> None:
-    """Sets how to read them, and cell_type (lower case) from the prefix of the file name."""
     unknown = []
     for record in records:
-        record["percentiles"] = None
-        prefix = Path(record["file_name"]).name.split("_")[0].lower()
-        if prefix in TYPES:
-            record["cell_type"] = prefix
-        else:
+        record.update(fields(record["file_name"]))
+        if "cell_type" not in record:
             unknown.append(record["file_name"])
     if unknown:
         logger.warning("LIVECell: no known cell type in the name of %d images, the first %s", len(unknown), unknown[0])
 
 
 def _split(name: str, role: Role, json_file: str, images: int | None = None, cell_type: str | None = None) -> Split:
-    files = CocoFiles(json_file, _TEST if role == "test" else _TRAIN_VAL, locate)
+    files = CocoFiles(json_file, _TEST if role == "test" else _TRAIN_VAL, locate, fields)
     loaded = partial(load, files=files, cell_type=cell_type)
-    return Split(name, role, (json_file, files.image_root), loaded, images, _CLASSES, files)
+    return Split(name, role, (json_file, files.image_root), loaded, images, _CLASSES, files, derived=bool(cell_type))
 
 
 def _json(role: Role) -> str:

@@ -16,6 +16,7 @@ from cupre_d2.data.check.contents import Contents, ImageEntry, read_contents
 from cupre_d2.data.check.findings import Collector, Finding
 from cupre_d2.data.check.repair import DROPPED, REPAIRED, repair, to_coco
 from cupre_d2.data.check.sources import Source
+from cupre_d2.data.export import NOT_NORMALIZED, is_raw
 from cupre_d2.data.images import image_size
 from cupre_d2.errors import DatasetError
 
@@ -54,6 +55,7 @@ def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> li
 
     Each source becomes <out>/<name>.json, in COCO's format, with its images in <out>/images; one without instances
     becomes the folder <out>/<name> of its images. Images are hard links where the file system can, else copies.
+    A record's cell_type becomes its image's.
 
     Left out are: images that are missing, cannot be read, occur twice (the one with most annotations stays), or leak
     into validation or test (the held-out one stays); annotations without a usable mask, double contours (the larger
@@ -70,14 +72,12 @@ def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> li
         A line for each change, then one for each kind of change with its count, and one for what was left.
 
     Raises:
-        DatasetError: `out` is not empty or cannot be written, or a source has pages of stacks, which COCO's format
-            cannot say.
+        DatasetError: `out` is not empty or cannot be written, or a source has pages of stacks or some channels of files,
+            which COCO's format cannot say.
     """
-    out = out.expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out}: expected a new or an empty folder")
+    out = check_empty(out)
     contents = [read_contents(source, Collector(source.name, source.file)) for source in sources]
-    _refuse_stacks(contents)
+    _refuse_parts(contents)
     lines: list[str] = []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +93,19 @@ def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> li
     return lines
 
 
-def _refuse_stacks(contents: Sequence[Contents]) -> None:
-    for one in contents:
-        paged = next((image for image in one.images if image.page is not None), None)
-        if paged is not None:
-            raise DatasetError(f"{paged.file}: {paged.name}: a page of a stack; expected one image a file, as COCO has it")
+def check_empty(out: Path) -> Path:
+    """The absolute path of a new or an empty folder; raises DatasetError for another."""
+    out = out.expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out}: expected a new or an empty folder")
+    return out
+
+
+def _refuse_parts(contents: Sequence[Contents]) -> None:
+    for image in (image for one in contents for image in one.images):
+        part = "a page of a stack" if image.page is not None else "some channels" if image.channels is not None else None
+        if part:
+            raise DatasetError(f"{image.file}: {image.name}: {part}; expected one image a file, as COCO has it")
 
 
 def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict[str, Path]) -> Iterator[str]:
@@ -135,6 +143,8 @@ def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict
         yield f"{source.name}: nothing written, as no image or no category of it can be used"
     elif any(image.entry.keys() & {"count", "label"} for image in contents.images):
         yield f"{source.name}: the images only; COCO's format has no counts and no labels of images"
+    if usable and any(is_raw(source.fields(image.name) | image.entry) for image in contents.images):
+        yield f"{source.name}: {NOT_NORMALIZED}"
 
 
 def _by_position(findings: Sequence[Finding]) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
@@ -176,12 +186,13 @@ def _image_entry(
 ) -> dict[str, Any]:
     assert image.file is not None
     height, width = image_size(image.file)
+    fields = contents.source.fields(file_name) | image.entry
+    cell_type = {key: fields[key] for key in ("cell_type",) if key in fields}
     if "size mismatch" in kinds:
         copy.note(image.name, "height and width set to those of the file")
     if contents.source.json_file is None:
-        extra = {key: image.entry[key] for key in ("cell_type",) if key in image.entry}
-        return {"id": index + 1, "file_name": file_name, "height": height, "width": width, **extra}
-    entry = {**image.entry, "file_name": file_name, "height": height, "width": width}
+        return {"id": index + 1, "file_name": file_name, "height": height, "width": width, **cell_type}
+    entry = {**cell_type, **image.entry, "file_name": file_name, "height": height, "width": width}
     if "duplicate image id" in kinds:
         used = [other.entry["id"] for other in contents.images if other.entry] + [entry["id"] for entry in copy.images]
         entry["id"] = max((one for one in used if isinstance(one, int)), default=0) + 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cupre_d2.data.check.checks import check_sources
-from cupre_d2.data.check.cleaning import fix
+from cupre_d2.data.check.cleaning import check_empty, fix
 from cupre_d2.data.check.findings import exit_code, report
 from cupre_d2.data.check.sources import sources_of
 
@@ -23,6 +23,9 @@ def check(target: str, images: Path | None = None, out: Path | None = None) -> i
         DatasetError: see `sources_of` and `fix`.
     """
     sources = sources_of(target, images)
+    # Not after minutes of checking.
+    if out is not None:
+        check_empty(out)
     findings = check_sources(sources)
     for line in report(findings):
         print(line)

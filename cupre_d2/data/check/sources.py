@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cupre_d2.data.builtin import CATALOGUE, CELLS_UNLABELED, Split
-from cupre_d2.data.builtin.entry import Role
+from cupre_d2.data.builtin.entry import Role, no_fields
 from cupre_d2.data.catalog import Record, datasets_root
 from cupre_d2.data.formats.image_folder import list_images
 from cupre_d2.data.formats.label_images import load_label_images
@@ -38,6 +39,7 @@ class Source:
         json_file, image_root: the COCO JSON and the folder that its file names are relative to; else the folder, or what
             stands for it in findings.
         locate: see `load_coco_json`.
+        fields: see `CocoFiles`.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source:
     json_file: Path | None
     image_root: Path
     locate: Callable[[Path, str], Path] = Path.joinpath
+    fields: Callable[[str], dict[str, Any]] = no_fields
 
     @property
     def file(self) -> Path:
@@ -77,7 +80,8 @@ def sources_of(target: str, images: Path | None = None) -> list[Source]:
 def sources_of_name(name: str) -> list[Source]:
     """The splits on disk of a data set of the catalogue, or the one split of that name.
 
-    Of LIVECell the splits for each cell type are left out when it is asked for as a whole: they are the same entries.
+    Of a data set as a whole, splits that choose anew from others (LIVECell's cell types, BBBC038's known and unknown
+    types) are left out: their images would be checked twice and be found to leak.
 
     Raises:
         DatasetError: the split, or every split of the set, is missing on disk.
@@ -92,10 +96,7 @@ def sources_of_name(name: str) -> list[Source]:
     present = [split for split in dataset.splits if split.missing(root) is None]
     if not present:
         dataset.splits[0].records()
-    whole: dict[object, Source] = {}
-    for split in present:
-        whole.setdefault((split.coco.json_file, split.role) if split.coco else split.name, _of_split(split, root))
-    return list(whole.values())
+    return [_of_split(split, root) for split in present if not split.derived]
 
 
 def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
@@ -135,7 +136,7 @@ def _of_split(split: Split, root: Path) -> Source:
     if split.coco is None:
         return Source(split.name, split.role, split.records, None, root / (split.requires or ("",))[0])
     files = split.coco
-    return Source(split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate)
+    return Source(split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate, files.fields)
 
 
 def _of_json(file: Path, images: Path | None) -> Source:

@@ -11,7 +11,8 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.check import Source, check, check_sources, exit_code, fix, sources_of_path
+from cupre_d2.data.check import Source, check, check_sources, exit_code, fix, sources_of, sources_of_path
+from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.errors import DatasetError
 
@@ -230,7 +231,26 @@ def test_refusals(make_set: Any, tmp_path: Path) -> None:
     source = Source("stack", "all", lambda: [record], None, tmp_path)
     with pytest.raises(DatasetError, match=r"a.tif: image a \(page 1\): a page of a stack; expected one image a file"):
         fix([source], [], tmp_path / "out")
+    del record["page"]
+    record["channels"] = (0,)
+    with pytest.raises(DatasetError, match=r"a.tif: image a: some channels; expected one image a file"):
+        fix([source], [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_how_pixels_are_read_and_cell_types(make_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    coco = make_set()
+    (coco.file.parent / "livecell/annotations/LIVECell").mkdir(parents=True)
+    (tmp_path / "livecell/images").mkdir()
+    coco.folder.rename(tmp_path / "livecell/images/livecell_train_val_images")
+    coco.write().rename(tmp_path / "livecell/annotations/LIVECell/livecell_coco_train.json")
+    raw = sources_of("livecell")
+    of_records = [Source("b", "train", lambda: get_records("livecell_train"), None, tmp_path)]
+    for name, sources in (("livecell_train", raw), ("b", of_records)):
+        assert "register it with normalize=False" in fix(sources, [], tmp_path / name)[-1]
+        images = json.loads((tmp_path / f"{name}/{name}.json").read_text())["images"]
+        assert [image["cell_type"] for image in images] == ["a172"] * 3
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
@@ -240,6 +260,13 @@ def test_nothing_to_write(tmp_path: Path) -> None:
         "       1 set: left as it is (unusable file)",
         "set: nothing written, as no image or no category of it can be used",
     ]
+
+
+def test_a_full_folder_is_noticed_before_the_check(make_set: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = make_set()
+    with pytest.raises(DatasetError, match="images: expected a new or an empty folder"):
+        check(str(coco.write()), None, coco.folder)
+    assert capsys.readouterr().out == ""
 
 
 def test_command(make_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ def need(path: str) -> Path:
         ("tnbc", "tnbc/Slide_01", 1),
         ("bbbc005", "bbbc005", 0),
         ("rosette", "rosette/train", 0),
+        ("bbbc038", "bbbc038/stage1_train", 1),
         ("ctc_dic_c2dh_hela", "ctc/DIC-C2DH-HeLa", 0),
         ("ctc_fluo_n2dl_hela", "ctc/Fluo-N2DL-HeLa", 0),
         ("ctc_phc_c2dl_psc", "ctc/PhC-C2DL-PSC", 0),

@@ -84,6 +84,16 @@ def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert sources_of("coco_2017_train") == [source]
 
 
+def test_splits_chosen_from_others_are_left_out_of_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "bbbc038/stage1_train").mkdir(parents=True)
+    assert [source.name for source in sources_of("bbbc038")] == [f"bbbc038_{role}" for role in ("train", "val", "test")]
+    assert [source.name for source in sources_of("bbbc038_unknown")] == ["bbbc038_unknown"]
+    for path in ("images/livecell_train_val_images", "annotations/LIVECell/livecell_coco_train.json"):
+        (tmp_path / "livecell" / path).mkdir(parents=True)
+    assert [source.name for source in sources_of("livecell")] == ["livecell_train"]
+
+
 def test_a_hundred_thousand_instances(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
