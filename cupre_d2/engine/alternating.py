@@ -17,7 +17,7 @@ from cupre_d2.data.loaders import (
     unlabeled_records,
 )
 from cupre_d2.engine.distributed import share_buffers
-from cupre_d2.engine.preflight import check_annotated, check_network, check_settings, check_tests, check_unlabeled
+from cupre_d2.engine.preflight import check_detection, check_network, check_settings, check_unlabeled
 from cupre_d2.engine.rules import check_solver
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
 from cupre_d2.engine.trainers import build_network, trainable_here
@@ -156,8 +156,7 @@ class AlternatingTrainer(StageTrainer):
     def plan(cls, cfg: CfgNode) -> int:
         check_settings(cfg)
         check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", comm.get_world_size())
-        check_annotated(cfg, cfg.DATASETS.TRAIN)
-        check_tests(cfg)
+        check_detection(cfg)
         check_unlabeled(cfg)
         check_network(moco_network_config(cfg))
         backbone_policy(cfg)

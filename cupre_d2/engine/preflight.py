@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-from cupre_d2.data.catalog import check_images
+from cupre_d2.data.catalog import check_images, check_same_classes
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import check_percentiles
 from cupre_d2.data.mappers import TwoViewMapper
@@ -86,6 +86,13 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
                         f"INPUT.MASK_FORMAT polygon: {name}, image {record['image_id']} has masks as RLE; "
                         "expected INPUT.MASK_FORMAT bitmask"
                     )
+
+
+def check_detection(cfg: CfgNode) -> None:
+    """Checks what learning from DATASETS.TRAIN and being tested on DATASETS.TEST needs; errors as `check_tests`."""
+    check_annotated(cfg, cfg.DATASETS.TRAIN)
+    check_tests(cfg)
+    check_same_classes((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def check_tests(cfg: CfgNode) -> None:

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
-from cupre_d2.engine.preflight import check_annotated, check_settings, check_tests, check_unlabeled
+from cupre_d2.engine.preflight import check_detection, check_settings, check_unlabeled
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
@@ -52,9 +52,8 @@ class DetectionTrainer(StageTrainer):
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
         check_settings(cfg)
-        check_annotated(cfg, cfg.DATASETS.TRAIN)
+        check_detection(cfg)
         training_records(cfg)
-        check_tests(cfg)
         return cfg.SOLVER.MAX_ITER
 
     def after_initial_weights(self) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cupre_d2.data import register_cell_dataset
 from cupre_d2.engine.distributed import launch
-from cupre_d2.engine.preflight import check_annotated, check_processes
+from cupre_d2.engine.preflight import check_annotated, check_detection, check_processes
 from cupre_d2.engine.stages import Stage, default_config
-from cupre_d2.errors import ConfigError
+from cupre_d2.errors import ConfigError, DatasetError
+from tests.conftest import write_coco
 
 
 @pytest.mark.parametrize("classes", [1, 80])
@@ -28,6 +30,20 @@ def test_a_detector_has_the_classes_of_its_data(small_datasets: Path) -> None:
     check_annotated(cfg, ["coco_2017_val"])
     with pytest.raises(ConfigError, match="MODEL.ROI_HEADS.NUM_CLASSES 80: bbbc038_val has 1 classes"):
         check_annotated(cfg, ["bbbc038_val"])
+
+
+def test_classes_in_another_order(tmp_path: Path) -> None:
+    """A model knows them by number alone."""
+    for name, classes in (("ordered_one", ["live", "dead"]), ("ordered_other", ["dead", "live"])):
+        write_coco(tmp_path / name, tmp_path / f"{name}.json", ["a.png"], dict(enumerate(classes, start=1)))
+        register_cell_dataset(name, tmp_path / name, tmp_path / f"{name}.json")
+    cfg = default_config()
+    cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TRAIN", ("ordered_one",), "MODEL.MASK_ON", True])
+    cfg.DATASETS.TEST = ("ordered_one",)
+    check_detection(cfg)
+    cfg.DATASETS.TEST = ("ordered_other",)
+    with pytest.raises(DatasetError, match="'ordered_other': classes .'dead', 'live'.; expected .'live', 'dead'."):
+        check_detection(cfg)
 
 
 @pytest.mark.parametrize(
