@@ -31,8 +31,11 @@ def overview(root: Path) -> str:
 def _state(dataset: PublicDataset, images: int, root: Path) -> str:
     if not any((root / part.path).exists() for part in dataset.parts):
         return "missing"
-    whole = images >= dataset.images and all((root / part.path).exists() for part in dataset.parts)
-    return "present" if whole else "in part"
+    return "present" if images >= dataset.images and not _absent(dataset, root) else "in part"
+
+
+def _absent(dataset: PublicDataset, root: Path) -> list[str]:
+    return [part.path for part in dataset.parts if not part.optional and not (root / part.path).exists()]
 
 
 def _names(dataset: PublicDataset, root: Path) -> str:
@@ -45,7 +48,7 @@ def _names(dataset: PublicDataset, root: Path) -> str:
 def _advice(dataset: PublicDataset, images: int, root: Path) -> list[str]:
     if _state(dataset, images, root) == "present":
         return []
-    absent = [part.path for part in dataset.parts if not (root / part.path).exists()]
+    absent = _absent(dataset, root)
     lines = [f"{dataset.name}: {dataset.title}", f"    licence: {dataset.licence}"]
     if absent:
         lines.append(f"    there is no {', '.join(absent)}")

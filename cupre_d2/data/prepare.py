@@ -5,7 +5,10 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -18,6 +21,8 @@ from cupre_d2.data.images import read_image
 from cupre_d2.errors import DatasetError
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What macOS adds to archives.
+_MACOS = "__MACOSX"
 # Side of a rosette patch, pixels, and its folders below the root.
 _PATCH = 32
 _ROSETTE, _ROSETTE_PATCHES = "rosette/unlabeled", "rosette/patches/unlabeled"
@@ -27,7 +32,8 @@ def prepare(dataset: PublicDataset, raw: Path, root: Path) -> Iterator[str]:
     """Puts every part of a data set that `raw` holds below `root`; yields a line for each part.
 
     A part that is there already stays as it is. Files are linked where the file system can, copied where not;
-    archives are unpacked beside their place and moved into it when they are whole.
+    archives are unpacked beside their place and moved into it when they are whole. `raw` may hold other data sets too:
+    a folder or an archive that might be a part by its name, but holds something else, is left and named.
 
     Args:
         dataset: the entry of the catalogue.
@@ -45,44 +51,93 @@ def prepare(dataset: PublicDataset, raw: Path, root: Path) -> Iterator[str]:
         if target.exists():
             yield f"{part.path}: is there, kept"
             continue
-        source = _find(part, raw)
-        if source is None:
+        refused = []
+        for source in dict.fromkeys(_sources(part, raw)):
+            with _one_line(source, target):
+                inside = _inside(part, source)
+                if inside is not None:
+                    _place(source, inside, target)
+                    break
+            refused.append(str(source))
+        else:
             expected = " or ".join((PurePosixPath(part.path).name, *part.archives))
-            yield f"{part.path}: not in {raw}; expected {expected}"
+            line = f"{part.path}: not in {raw}; expected {expected}" + (" (optional)" if part.optional else "")
+            yield line + (f"; not taken, as it is not in them: {', '.join(refused)}" if refused else "")
             continue
-        try:
-            _place(source, target)
-        except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-            reason = " ".join(str(error).split())
-            raise DatasetError(f"{source}: cannot be put into {target} ({type(error).__name__}: {reason})") from error
         yield f"{part.path}: from {source}"
     if dataset.name == "rosette":
         yield from _cut_rosettes(root)
 
 
-def _find(part: Part, raw: Path) -> Path | None:
-    """The file or folder named as the part, with as much of its path as there is, or else an archive that holds it."""
+@contextmanager
+def _one_line(source: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{source}: cannot be put into {target} ({type(error).__name__}: {reason})") from error
+
+
+def _sources(part: Part, raw: Path) -> Iterator[Path]:
+    """Where a part might be: what is named as it, with as much of its path as there is; `raw` itself; its archives."""
     names = PurePosixPath(part.path).parts
     for length in range(len(names), 0, -1):
-        found = sorted(raw.rglob("/".join(names[-length:])))
-        if found:
-            return found[0]
+        # A word alone, such as "images", names folders of other data sets too.
+        word = length == 1 and PurePosixPath(names[-1]).stem.isalpha()
+        name = "/".join(names[-length:])
+        yield from sorted(raw.glob(name) if word else raw.rglob(name))
     if raw.name == names[-1]:
-        return raw
-    archives = sorted(file for pattern in part.archives for file in raw.rglob(pattern))
-    return next((file for file in archives if file.name.endswith(_ARCHIVES)), None)
+        yield raw
+    for pattern in part.archives:
+        yield from sorted(file for file in raw.rglob(pattern) if _is_archive(file))
 
 
-def _place(source: Path, target: Path) -> None:
+def _is_archive(file: Path) -> bool:
+    return file.name.endswith(_ARCHIVES) and file.is_file()
+
+
+def _inside(part: Part, source: Path) -> PurePosixPath | None:
+    """Where in a file, folder or archive the part is, "." for the whole; None if it is not there."""
+    if _is_archive(source):
+        return _inside_archive(part, source)
+    fits = source.is_file() if part.is_file else source.is_dir() and any(source.glob(part.holds))
+    return PurePosixPath() if fits else None
+
+
+def _inside_archive(part: Part, archive: Path) -> PurePosixPath | None:
+    """What is named as the part; or of an archive that is, or that shows what the part holds, its only folder or all."""
+    files = [path for path, is_folder in _members(archive).values() if not is_folder and path.parts[0] != _MACOS]
+    name = PurePosixPath(part.path).name
+    if part.is_file:
+        return min((file for file in files if file.name == name), key=_depth, default=None)
+    folders = {folder for file in files for folder in file.parents}
+    candidates = sorted((folder for folder in folders if folder.name == name), key=_depth)
+    if part.holds != "*" or archive.name.startswith(f"{name}."):
+        tops = {PurePosixPath(file.parts[0]) for file in files}
+        candidates += [*(tops & folders if len(tops) == 1 else ()), PurePosixPath()]
+    return next((folder for folder in candidates if _holds(folder, files, part.holds)), None)
+
+
+def _depth(path: PurePosixPath) -> tuple[int, str]:
+    return len(path.parts), str(path)
+
+
+def _holds(folder: PurePosixPath, files: Sequence[PurePosixPath], pattern: str) -> bool:
+    """Whether files lie in what fits the pattern, right in the folder."""
+    names, start = pattern.split("/"), len(folder.parts)
+    below = (file.parts[start : start + len(names)] for file in files if file.parts[:start] == folder.parts)
+    return any(len(found) == len(names) and all(map(fnmatchcase, found, names)) for found in below)
+
+
+def _place(source: Path, inside: PurePosixPath, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         new = Path(temporary) / "new"
         if source.is_dir():
             shutil.copytree(source, new, copy_function=_link)
-        elif source.name.endswith(_ARCHIVES):
-            unpacked = Path(temporary) / "unpacked"
-            _unpack(source, target.name, unpacked)
-            new = _inside(unpacked, target.name)
+        elif _is_archive(source):
+            _unpack(source, inside, new)
+            new = new / inside
         else:
             _link(str(source), str(new))
         new.rename(target)
@@ -95,19 +150,25 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _inside(unpacked: Path, name: str) -> Path:
-    """The part in an unpacked archive: what is named as it, or all, if nothing is."""
-    found = sorted(unpacked.rglob(name), key=lambda path: len(path.parts))
-    return found[0] if found else unpacked
+def _open(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
+    return zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive)
 
 
-def _unpack(archive: Path, part: str, target: Path) -> None:
-    """What lies in a folder (or is a file) named as the part, or every member; none of them outside `target`."""
-    opened: zipfile.ZipFile | tarfile.TarFile
-    with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as opened:
-        names = opened.namelist() if isinstance(opened, zipfile.ZipFile) else opened.getnames()
-        _check_names(archive, names)
-        wanted = [name for name in names if part in PurePosixPath(name).parts] or names
+def _members(archive: Path) -> dict[str, tuple[PurePosixPath, bool]]:
+    """Path of each member and whether it is a folder, by name; all of them lie below the archive."""
+    with _open(archive) as opened:
+        if isinstance(opened, zipfile.ZipFile):
+            folders = {member.filename: member.is_dir() for member in opened.infolist()}
+        else:
+            folders = {member.name: member.isdir() for member in opened.getmembers()}
+    _check_names(archive, list(folders))
+    return {name: (path, is_folder) for name, is_folder in folders.items() if (path := PurePosixPath(name)).parts}
+
+
+def _unpack(archive: Path, inside: PurePosixPath, target: Path) -> None:
+    paths = {name: path for name, (path, _) in _members(archive).items() if path.parts[0] != _MACOS}
+    wanted = [name for name, path in paths.items() if path.parts[: len(inside.parts)] == inside.parts]
+    with _open(archive) as opened:
         for name in tqdm(wanted, desc=f"unpacking {archive.name}", unit="file"):
             if isinstance(opened, zipfile.ZipFile):
                 opened.extract(name, target)

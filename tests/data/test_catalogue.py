@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cupre_d2.data.builtin import CATALOGUE
+from cupre_d2.data.builtin.livecell import LIVECELL
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.overview import overview
 from cupre_d2.errors import DatasetError
@@ -220,6 +221,16 @@ def test_overview(root: Path) -> None:
     assert "in part" in line and "1 / 11,250" in line and "rosette_train rosette_unlabeled" in line
     assert "there is no rosette/test" in text
     assert "bbbc039: BBBC039" in text and "prepare_dataset.py bbbc039" in text
+
+
+def test_what_is_optional_may_be_absent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in LIVECELL.parts:
+        if not part.optional:
+            (root / part.path).mkdir(parents=True)
+    monkeypatch.setattr(type(LIVECELL), "count_images", lambda self, root: self.images)
+    text = overview(root)
+    (line,) = [line for line in text.splitlines() if line.startswith("livecell ")]
+    assert "present" in line and "LIVECell_dataset_size_split" not in text
 
 
 @pytest.mark.real_data

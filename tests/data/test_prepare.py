@@ -90,10 +90,62 @@ def test_tar_with_a_link_outside(raw: Path) -> None:
 def test_truncated_archive_leaves_nothing_behind(raw: Path) -> None:
     write_zip(raw / "stage1_train.zip", ["id/images/id.png"])
     content = (raw / "stage1_train.zip").read_bytes()
-    (raw / "stage1_train.zip").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DatasetError, match="stage1_train.zip: cannot be put into .*BadZipFile"):
-        run("bbbc038", raw)
-    assert not [*(raw.parent / "root/bbbc038").iterdir()]
+    # The list of members is at the end; their checksums tell damage of the pixels.
+    for broken in (content[: len(content) // 2], content.replace(b"IDAT", b"idat", 1)):
+        (raw / "stage1_train.zip").write_bytes(broken)
+        with pytest.raises(DatasetError, match="stage1_train.zip: cannot be put into .*BadZipFile"):
+            run("bbbc038", raw)
+        assert not [path for path in raw.parent.rglob("*") if path.is_file() and path.parent != raw]
+
+
+def placed(raw: Path) -> list[str]:
+    root = raw.parent / "root"
+    return sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+
+
+def test_what_is_of_other_data_sets_is_not_taken(raw: Path) -> None:
+    """A folder of downloads, with COCO's and LIVECell's archives and holiday pictures."""
+    for folder in ("holidays/images", "holidays/masks", "holidays/train", "images", "train", "annotations"):
+        (raw / folder).mkdir(parents=True)
+        (raw / folder / "a.jpg").write_bytes(png())
+    write_zip(raw / "train2017.zip", ["train2017/1.jpg"])
+    write_zip(raw / "annotations_trainval2017.zip", ["annotations/instances_train2017.json"])
+    write_zip(raw / "images.zip", ["images/livecell_train_val_images/A172_1.tif"])
+    for name in ("evican", "bbbc039", "rosette", "bbbc038", "tnbc", "chok1_bf"):
+        assert not any(": from " in line for line in run(name, raw))
+    assert placed(raw) == []
+    line = run("bbbc039", raw)[0]
+    assert line.endswith(f"; not taken, as it is not in them: {raw / 'images'}, {raw / 'images.zip'}")
+    run("livecell", raw)
+    run("coco", raw)
+    assert placed(raw) == [
+        "coco/annotations/instances_train2017.json",
+        "coco/train2017/1.jpg",
+        "livecell/images/livecell_train_val_images/A172_1.tif",
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "images/", "BBBC039/images/", "other/"])
+def test_images_zip_of_bbbc039(raw: Path, prefix: str) -> None:
+    write_zip(raw / "images.zip", [f"{prefix}a.tif", f"{prefix}b.tif", "__MACOSX/._a.tif"])
+    run("bbbc039", raw)
+    assert placed(raw) == ["bbbc039/images/a.tif", "bbbc039/images/b.tif"]
+
+
+@pytest.mark.parametrize("prefix", ["", "tnbc/", "TNBC_NucleiSegmentation/"])
+def test_the_only_folder_of_an_archive_is_the_part(raw: Path, prefix: str) -> None:
+    write_zip(raw / "TNBC_NucleiSegmentation.zip", [f"{prefix}Slide_01/a.png", f"{prefix}GT_01/a.png", "__MACOSX/._x"])
+    assert run("tnbc", raw) == [f"tnbc: from {raw / 'TNBC_NucleiSegmentation.zip'}"]
+    assert placed(raw) == ["tnbc/GT_01/a.png", "tnbc/Slide_01/a.png"]
+
+
+def test_a_folder_is_no_file(raw: Path) -> None:
+    (raw / "livecell_coco_train.json").mkdir()
+    (raw / "livecell_coco_train.json/x").touch()
+    write_zip(raw / "EVICAN2.zip", ["instances_train2019_EVICAN2.json/1.jpg", "a/instances_val2019_EVICAN2.json"])
+    assert f"not taken, as it is not in them: {raw / 'livecell_coco_train.json'}" in run("livecell", raw)[2]
+    run("evican", raw)
+    assert placed(raw) == ["evican/annotations/instances_val2019_EVICAN2.json"]
 
 
 def test_missing_raw_folder(raw: Path) -> None:

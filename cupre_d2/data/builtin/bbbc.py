@@ -136,7 +136,7 @@ BBBC038 = PublicDataset(
     citation="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 2019",
     homepage="bbbc.broadinstitute.org, accession BBBC038",
     get="stage1_train.zip; below 200 MB",
-    parts=(Part(_BBBC038, ("stage1_train.zip",)),),
+    parts=(Part(_BBBC038, ("stage1_train.zip",), "*/images"),),
     image_files=(f"{_BBBC038}/*/images/*.png",),
     images=670,
     splits=(
@@ -176,7 +176,10 @@ BBBC039 = PublicDataset(
     citation="Caicedo et al., Evaluation of deep learning strategies for nucleus segmentation in fluorescence images, 2019",
     homepage="bbbc.broadinstitute.org, accession BBBC039",
     get="images.zip, masks.zip and metadata.zip; below 100 MB",
-    parts=tuple(Part(folder, (f"{Path(folder).name}.zip",)) for folder in _BBBC039),
+    parts=tuple(
+        Part(folder, (f"{Path(folder).name}.zip",), holds)
+        for folder, holds in zip(_BBBC039, ("*.tif", "*.png", "*.txt"), strict=True)
+    ),
     image_files=(f"{_BBBC039[0]}/*.tif",),
     images=200,
     splits=tuple(

@@ -30,7 +30,7 @@ def _dataset(short: str, technique: str, images: int) -> PublicDataset:
         citation="the Twin-VAE papers (Transfer Twin-VAE, facts/twin_vae.md)",
         homepage="the authors' repository of Transfer Twin-VAE",
         get=f"natural and synthetic images and their tables path,count into {folder}/{{natural,synthetic}}",
-        parts=(Part(f"{folder}/natural"), Part(f"{folder}/synthetic")),
+        parts=tuple(Part(f"{folder}/{origin}", holds="train.csv") for origin in ("natural", "synthetic")),
         image_files=(f"{folder}/natural/**/*.png",),
         images=images,
         splits=tuple(

@@ -8,8 +8,12 @@ from cupre_d2.data.builtin.entry import CocoFiles, Part, PublicDataset, Role, Sp
 from cupre_d2.data.catalog import Record
 
 
+def _json(role: str) -> str:
+    return f"coco/annotations/instances_{role}2017.json"
+
+
 def _split(role: Role, images: int) -> Split:
-    name, json_file, folder = f"coco_2017_{role}", f"coco/annotations/instances_{role}2017.json", f"coco/{role}2017"
+    name, json_file, folder = f"coco_2017_{role}", _json(role), f"coco/{role}2017"
 
     def load(root: Path) -> list[Record]:
         return DatasetCatalog.get(name)
@@ -28,7 +32,7 @@ COCO = PublicDataset(
     parts=(
         Part("coco/train2017", ("train2017.zip",)),
         Part("coco/val2017", ("val2017.zip",)),
-        Part("coco/annotations", ("annotations_trainval2017.zip",)),
+        *(Part(_json(role), ("annotations_trainval2017.zip",)) for role in ("train", "val")),
     ),
     image_files=("coco/train2017/*.jpg", "coco/val2017/*.jpg"),
     images=123_287,

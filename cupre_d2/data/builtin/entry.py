@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cupre_d2.data.catalog import Record, datasets_root, missing_path_error
@@ -70,6 +70,14 @@ class Part:
     path: str
     # File names of the archives it comes in, as glob patterns; none if it is shipped as it is.
     archives: tuple[str, ...] = ()
+    # What lies in the folder, as a glob pattern, where other data sets have folders or archives of the same name.
+    holds: str = "*"
+    # Whether the data set is whole without it.
+    optional: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        return bool(PurePosixPath(self.path).suffix)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.data.formats.image_folder import load_image_folder
 
 _CLASSES = ("Cell", "Nucleus")
+_DIFFICULTIES = ("easy", "medium", "difficult")
 _TRAIN_IMAGES = "evican/Images/EVICAN_train2019"
 
 
@@ -22,9 +23,13 @@ def _load_unlabeled(root: Path) -> list[Record]:
     return load_image_folder(root / _TRAIN_IMAGES)
 
 
+def _json(folder: str, difficulty: str) -> str:
+    return f"evican/annotations/instances_{folder}2019_{difficulty and difficulty + '_'}EVICAN2.json"
+
+
 def _split(role: Role, difficulty: str = "") -> Split:
     folder = "eval" if role == "test" else role
-    json_file = f"evican/annotations/instances_{folder}2019_{difficulty and difficulty + '_'}EVICAN2.json"
+    json_file = _json(folder, difficulty)
     files = CocoFiles(json_file, f"evican/Images/EVICAN_{folder}2019")
     name = f"evican_{role}" + (f"_{difficulty}" if difficulty else "")
     return Split(name, role, (json_file, files.image_root), partial(_load, files=files), None, _CLASSES, files)
@@ -40,17 +45,20 @@ EVICAN = PublicDataset(
     get="the train, val and eval images and the annotations of EVICAN2",
     parts=(
         *(
-            Part(f"evican/Images/EVICAN_{folder}2019", (f"*{folder}*.zip", f"*{folder}*.tar.gz"))
+            Part(f"evican/Images/EVICAN_{folder}2019", (f"EVICAN_{folder}2019*.zip", f"EVICAN_{folder}2019*.tar.gz"))
             for folder in ("train", "val", "eval")
         ),
-        Part("evican/annotations", ("*annotations*.zip",)),
+        *(
+            Part(_json(folder, difficulty), ("*EVICAN*.zip", "*EVICAN*.tar.gz", "annotations.zip"))
+            for folder, difficulty in (("train", ""), ("val", ""), *(("eval", one) for one in _DIFFICULTIES))
+        ),
     ),
     image_files=("evican/Images/*/*.jpg",),
     images=4738,
     splits=(
         _split("train"),
         _split("val"),
-        *(_split("test", difficulty) for difficulty in ("easy", "medium", "difficult")),
+        *(_split("test", difficulty) for difficulty in _DIFFICULTIES),
         Split("evican_unlabeled", "unlabeled", (_TRAIN_IMAGES,), _load_unlabeled),
     ),
 )

@@ -91,8 +91,8 @@ LIVECELL = PublicDataset(
     parts=(
         Part(_TRAIN_VAL, ("images.zip",)),
         Part(_TEST, ("images.zip",)),
-        *(Part(_json(role), ("*annotations*.zip",)) for role in _ENTRIES),
-        Part("livecell/annotations/LIVECell_dataset_size_split"),
+        *(Part(_json(role)) for role in _ENTRIES),
+        Part("livecell/annotations/LIVECell_dataset_size_split", optional=True),
     ),
     image_files=(f"{_TRAIN_VAL}/**/*.tif", f"{_TEST}/**/*.tif"),
     images=5239,

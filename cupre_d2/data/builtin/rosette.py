@@ -41,7 +41,7 @@ ROSETTE = PublicDataset(
     homepage="the authors' repository",
     get="supervised_split as train and test, the 11,250 unlabeled images; "
     "`prepare_dataset.py rosette RAW_DIR` cuts those into 32-px patches",
-    parts=(Part("rosette/train"), Part("rosette/test"), Part(_UNLABELED)),
+    parts=(*(Part(f"rosette/{role}", holds=CLASSES[0]) for role in ("train", "test")), Part(_UNLABELED)),
     image_files=(f"{_UNLABELED}/*.jpg",),
     images=11_250,
     splits=(
