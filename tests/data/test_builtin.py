@@ -137,10 +137,25 @@ def test_bbbc038_types(root: Path) -> None:
 def test_bbbc038_types_without_rows_or_columns(root: Path) -> None:
     write_bbbc038(root, 10)
     (root / "bbbc038/types.csv").write_text("id;kind\n")
-    with pytest.raises(DatasetError, match="types.csv.*expected image_id,type"):
+    with pytest.raises(DatasetError, match="types.csv.*expected image_id, type"):
         get_records("bbbc038_train")
     (root / "bbbc038/types.csv").write_text("image_id,type\n")
     assert not any("cell_type" in record for record in get_records("bbbc038_train"))
+
+
+def test_bbbc038_types_as_excel_writes_them(root: Path) -> None:
+    write_bbbc038(root, 10)
+    rows = "".join(f"id{i},kind\r\n" for i in range(10))
+    (root / "bbbc038/types.csv").write_text("image_id,type\r\n" + rows, encoding="utf-8-sig")
+    assert {record.get("cell_type") for record in get_records("bbbc038_train")} == {"kind"}
+
+
+def test_bbbc038_types_of_no_image(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_bbbc038(root, 10)
+    (root / "bbbc038/types.csv").write_text("image_id,type\nid0.png,kind\n")
+    with caplog.at_level(logging.WARNING):
+        get_records("bbbc038_train")
+    assert "types.csv: no type for 8 of 8 images" in caplog.text
 
 
 def test_bbbc038_too_few_images(root: Path) -> None:

@@ -1,6 +1,5 @@
 """Three sets of the Broad Bioimage Benchmark Collection: BBBC005, BBBC038 (Data Science Bowl 2018), BBBC039."""
 
-import csv
 import hashlib
 import logging
 import pickle
@@ -15,6 +14,7 @@ from cupre_d2.data.formats.binary_masks import load_binary_masks
 from cupre_d2.data.formats.boundary_masks import load_boundary_masks
 from cupre_d2.data.formats.image_folder import load_image_folder
 from cupre_d2.data.formats.mask_files import list_ids, load_images, load_mask_files
+from cupre_d2.data.formats.tables import read_rows
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -74,18 +74,16 @@ def _with_types(records: list[Record], root: Path) -> list[Record]:
         if record["image_id"] in types:
             record["cell_type"] = types[record["image_id"]]
     typed = sum("cell_type" in record for record in records)
-    if 0 < typed < len(records):
+    # A file with the header alone turns types off.
+    if types and typed < len(records):
         logger.warning("%s: no type for %d of %d images", file, len(records) - typed, len(records))
     return records
 
 
 def _read_types(file: Path) -> dict[str, str]:
-    """Type of each image id that has one; raises DatasetError for a file without the columns image_id and type."""
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if not {"image_id", "type"} <= set(reader.fieldnames or ()):
-            raise DatasetError(f"{file}: columns {reader.fieldnames}; expected image_id,type")
-        return {row["image_id"]: row["type"] for row in reader if row["type"]}
+    """Type of each image id that has one; raises DatasetError as `read_rows`."""
+    rows = read_rows(file, ("image_id", "type"))
+    return {fields["image_id"]: fields["type"] for _, fields in rows if fields["type"]}
 
 
 def load_bbbc038_types(root: Path, known: bool, roles: tuple[Role, ...]) -> list[Record]:
