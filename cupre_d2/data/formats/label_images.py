@@ -1,6 +1,7 @@
 """A folder of images and a folder of label images: 0 is background, every other value one cell."""
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ LABEL_SUFFIXES = (".png", *TIFF_SUFFIXES)
 
 
 def load_label_images(images: Path, labels: Path) -> list[dict[str, Any]]:
-    """Records of the images that have a label image of the same stem (`a.jpg` and `a.tif`), sorted by file name.
+    """Records of the images that have a label image of the same stem (`a.jpg` and `a.ome.tif`), sorted by file name.
 
     image_id is the stem. Every value but 0 becomes one instance of category 0, its mask an RLE.
 
@@ -60,7 +61,9 @@ def by_stem(files: list[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(file.stem, file)
+        # OME's files end in .ome.tif.
+        stem = re.sub(r"\.ome$", "", file.stem, flags=re.IGNORECASE)
+        other = found.setdefault(stem, file)
         if other != file:
             raise DatasetError(f"{file}: {other.name} has the same stem; expected one file a stem")
     return found

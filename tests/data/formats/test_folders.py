@@ -194,6 +194,18 @@ def test_label_tiffs(tmp_path: Path, dtype: str, compression: str | None) -> Non
     assert np.array_equal(masks_of(record), [labels == 5, labels == np.iinfo(dtype).max])
 
 
+@pytest.mark.parametrize("names", [("a.png", "a.ome.tif"), ("a.ome.tif", "a.tif"), ("a.OME.tif", "a.ome.tif")])
+def test_names_of_ome(names: tuple[str, str], tmp_path: Path) -> None:
+    image, labels = names
+    save(tmp_path / "images" / image, np.zeros((3, 4), np.uint8))
+    save(tmp_path / "labels" / labels, np.eye(3, 4, dtype=np.uint8))
+    (record,) = load_label_images(tmp_path / "images", tmp_path / "labels")
+    assert record["image_id"] == "a" and len(record["annotations"]) == 1
+    save(tmp_path / "images/a.bmp", np.zeros((3, 4), np.uint8))
+    with pytest.raises(DatasetError, match="has the same stem"):
+        load_label_images(tmp_path / "images", tmp_path / "labels")
+
+
 def test_negative_labels_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", MASK.astype(np.uint8))
     save(tmp_path / "labels/a.tif", -MASK.astype(np.int16))
