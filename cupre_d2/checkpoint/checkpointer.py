@@ -70,13 +70,16 @@ class CellCheckpointer(DetectionCheckpointer):
             False where the folder has none.
 
         Raises:
-            CheckpointError: there are some, and none can be used.
+            CheckpointError: there are some, and none can be used. torch.OutOfMemoryError: the GPU's memory is too small.
         """
         paths = self._by_age()
         for path in paths:
             try:
                 self._resuming = True
                 self.load(str(path))
+            except torch.OutOfMemoryError:
+                # The checkpoint before would fit no better.
+                raise
             except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 logger.error(f"checkpoint {path} cannot be used ({reason[:300]}); going on from the one before, if any")

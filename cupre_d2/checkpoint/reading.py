@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from cupre_d2.errors import CheckpointError
@@ -23,7 +24,7 @@ OTHER_CONTENT = {
     rb"\s*<(!doctype|html|\?xml)": "is a web page, an error message of the server in most cases; download the file again",
     rb"version https://git-lfs": "is a Git LFS pointer; fetch the file that it stands for with git lfs pull",
 }
-BROKEN = "truncated, or not written by torch.save or as a pickle of arrays"
+BROKEN = "truncated, or not written by torch.save or as a pickle of arrays or safetensors"
 SANDBOX = (
     "if you trust it, convert it in a sandbox (no network, nothing of worth in reach): python -c "
     "\"import torch; c = torch.load('IN', weights_only=False); torch.save(c.get('model', c), 'OUT.pth')\""
@@ -33,8 +34,8 @@ SANDBOX = (
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Reads a checkpoint to the CPU without running code that it may hold; what it is, its content tells, not its name.
 
-    Two formats are read: torch.save's, and Detectron2's model zoo's, a pickle of NumPy arrays and plain values. Arrays
-    of the latter become tensors, at the top and one level below it.
+    Three formats are read: torch.save's, safetensors, and Detectron2's model zoo's, a pickle of NumPy arrays and plain
+    values. Arrays of the last become tensors, at the top and one level below it.
 
     Raises:
         CheckpointError: missing, empty, truncated, a compressed archive, of another format, or holding more than tensors,
@@ -75,6 +76,9 @@ def _reader(path: str) -> Callable[[str], Any]:
     # Pickles of protocols 0 and 1, which Python 2 wrote, begin with no mark.
     if head.startswith(PICKLE) or path.endswith(".pkl"):
         return _read_arrays
+    # Behind the length of a header of JSON, eight bytes.
+    if head[8:9] == b"{":
+        return safetensors.torch.load_file
     raise CheckpointError(f"{path}: {BROKEN}; copy or make it again")
 
 

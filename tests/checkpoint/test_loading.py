@@ -199,6 +199,18 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
                 load(str(path))
 
 
+def test_too_little_memory_is_no_broken_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = CellCheckpointer(nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000001")
+
+    def load(path: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checkpointer, "load", load)
+    with pytest.raises(torch.OutOfMemoryError):
+        checkpointer.resume()
+
+
 def test_a_checkpointer_works_on_after_a_failure(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     weights = random_weights(model)

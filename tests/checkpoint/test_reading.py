@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -60,6 +61,18 @@ def test_malicious_pickle_is_refused_and_not_executed(form: str, suffix: str, tm
     elif form.startswith("pickle"):
         pickle.loads(path.read_bytes())
         assert target.exists()
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    weights = {"conv1.0.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2, dtype=torch.bfloat16)}
+    path = tmp_path / "timm.safetensors"
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    read = read_checkpoint(str(path))
+    assert read.keys() == weights.keys()
+    assert all(torch.equal(read[key], value) for key, value in weights.items())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"timm.safetensors: truncated, or not .* or safetensors \(SafetensorError: "):
+        read_checkpoint(str(path))
 
 
 def test_a_torch_file_that_needs_code_is_named_with_the_code_and_the_remedy(tmp_path: Path) -> None:
