@@ -70,10 +70,12 @@ def _make(folder: Path) -> Path:
         by_image[annotation["image_id"]].append(annotation)
     picture = folder / "picture.tif"
     picture.write_bytes((root / "livecell/images/livecell_train_val_images" / sample["images"][0]["file_name"]).read_bytes())
+    # An image without annotations has nothing to repeat.
+    sources = [image for image in sample["images"] if by_image[image["id"]]]
     images: list[dict] = []
     annotations: list[dict] = []
     for number in range(IMAGES):
-        source = sample["images"][number % len(sample["images"])]
+        source = sources[number % len(sources)]
         images.append({**source, "id": number, "file_name": f"{number}.tif"})
         os.link(picture, folder / f"{number}.tif")
         # What an image lacks to its share of the instances, its own once more.

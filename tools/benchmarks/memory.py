@@ -7,6 +7,7 @@ bytes that autograd keeps for the backward pass, counted as it asks for them: th
 its libraries set aside to work in.
 """
 
+import atexit
 import gc
 import json
 import logging
@@ -65,7 +66,9 @@ def _trainer(opts: tuple[str, ...], config: str) -> Any:
     DatasetCatalog.register("memory", lambda: records)
     batch = ("SOLVER.IMS_PER_BATCH", "2", "AMT2.MOCO_SOLVER.IMS_PER_BATCH", str(VIEWS))
     data = ("DATASETS.TRAIN", "('memory',)", "DATASETS.UNLABELED", "('memory',)", "MODEL.DEVICE", "cpu")
-    own = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", tempfile.mkdtemp())
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    own = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", folder.name)
     _, (stage,) = load_stages(config, [*batch, *data, *own, *opts])
     return AlternatingTrainer(stage.cfg)
 
