@@ -22,6 +22,8 @@ setup(
         "numba>=0.60",
         # LAMB.
         "timm>=1.0",
+        # The weights that timm ships.
+        "safetensors",
         "pillow",
         "tifffile",
         # The compressions that TIFF files come in.
