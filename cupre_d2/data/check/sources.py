@@ -108,7 +108,7 @@ def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
     "my_val.json" is a validation split.
 
     Raises:
-        DatasetError: the path is none of these.
+        DatasetError: the path is none of these, or has no JSON to which `images` could belong.
     """
     path = path.expanduser().absolute()
     if path.is_file():
@@ -118,6 +118,8 @@ def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
     files = sorted(path.glob("*.json"))
     if files:
         return [_of_json(file, images) for file in files]
+    if images:
+        raise DatasetError(f"{path}: no COCO JSON in it; expected one, as --images says where a JSON's images are")
     for name in _LABEL_FOLDERS:
         if (path / "images").is_dir() and (path / name).is_dir():
             load = partial(load_label_images, path / "images", path / name)

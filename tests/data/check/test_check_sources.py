@@ -71,6 +71,11 @@ def test_paths(make_set: Any, tmp_path: Path) -> None:
             sources_of_path(tmp_path / missing)
 
 
+def test_images_of_no_json(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no COCO JSON in it; expected one, as --images says where"):
+        sources_of_path(tmp_path, tmp_path / "images")
+
+
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for name in ("livecell", "livecell_train", "bbbc038"):
