@@ -5,16 +5,6 @@ from typing import Any
 import torch
 
 
-def relu_gradient(grad: torch.Tensor, out: torch.Tensor, in_place: bool) -> torch.Tensor:
-    """Gradient to a ReLU's input, given that to its output; written over the latter if `in_place` and if that can be."""
-    # Under create_graph what comes in is kept; of other strides it may be expanded, and hold one value for many.
-    if torch.is_grad_enabled() or grad.stride() != out.stride():
-        return torch.where(out > 0, grad, 0)
-    if in_place:
-        return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
-    return torch.ops.aten.threshold_backward(grad, out, 0)
-
-
 class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -26,7 +16,10 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         (out,) = ctx.saved_tensors
-        return relu_gradient(grad, out, in_place=True)
+        # Under create_graph what comes in is kept; of other strides it may be expanded, and hold one value for many.
+        if torch.is_grad_enabled() or grad.stride() != out.stride():
+            return torch.where(out > 0, grad, 0)
+        return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
 
 
 def relu_(x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.conv_norm import conv_norm_relu, folded
+from cupre_d2.modeling.conv_norm import as_scale_and_shift, is_smaller_than_map
 from cupre_d2.modeling.norms import get_norm
 from cupre_d2.modeling.relu import relu_
 
@@ -76,7 +76,7 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
         """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride); `deformation` as `split_deformation` gives it."""
-        maps = self.deformed(x, *deformation) if deformation else conv_norm_relu(x, self.conv, self.bn0)
+        maps = relu_(self.convolved(x, *deformation))
         # Not the mean: the gradient of a sum needs no map of its own. In float16 it might overflow.
         pooled = maps.sum((2, 3), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32)) / maps[0, 0].numel()
         pooled = pooled.to(maps.dtype).unflatten(1, (self.radix, -1)).sum(1)
@@ -91,16 +91,23 @@ class SplitAttention(nn.Module):
             total = total + split * weight
         return total
 
-    def deformed(self, x: torch.Tensor, offsets: torch.Tensor, modulation: torch.Tensor | None = None) -> torch.Tensor:
-        """ReLU of bn0 of the deformable 3x3 convolution."""
-        parts = folded(self.conv.weight, self.bn0, x)
-        weight = parts[0] if parts else self.conv.weight
-        maps = deform_conv2d(x, offsets, weight, None, self.conv.stride, self.conv.padding, mask=modulation)
-        # torchvision's kernels return their own layout.
-        maps = maps.contiguous(memory_format=torch.channels_last)
-        if parts:
-            return relu_(maps.add_(parts[1].view(1, -1, 1, 1)))
-        return relu_(self.bn0(maps) if self.bn0 else maps)
+    def convolved(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
+        """bn0 of the 3x3 convolution; in one pass where `as_scale_and_shift` allows it."""
+        folded = as_scale_and_shift(self.bn0) if is_smaller_than_map(self.conv.weight, x) else None
+        weight = self.conv.weight * folded[0] if folded else self.conv.weight
+        if not deformation:
+            conv = self.conv
+            maps = nn.functional.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        else:
+            offsets, *mask = deformation
+            maps = deform_conv2d(
+                x, offsets, weight, None, self.conv.stride, self.conv.padding, mask=mask[0] if mask else None
+            )
+            # torchvision's kernels return their own layout.
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        if folded:
+            return maps.add_(folded[1])
+        return self.bn0(maps) if self.bn0 else maps
 
     def attention(self, pooled: torch.Tensor) -> torch.Tensor:
         """Weights of the splits, which sum to 1 if there are several: N x C x 1 x 1 -> N x radix x C x 1 x 1."""

@@ -15,17 +15,18 @@ from functools import partial
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.conv_norm import ConvNorm, ConvNormReLU
+from cupre_d2.modeling.conv_norm import ConvNorm
 from cupre_d2.modeling.deform import build_offset_conv, split_deformation
 from cupre_d2.modeling.norms import get_norm
 from cupre_d2.modeling.recompute import recomputed
+from cupre_d2.modeling.relu import relu_
 from cupre_d2.modeling.splat import SplitAttention
 
 BLOCKS = {
@@ -54,15 +55,15 @@ class DeepStem(CNNBlockBase):
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__(3, 2 * width, 4)
-        self.conv1_1 = ConvNormReLU(3, width, kernel_size=3, stride=2, padding=1, bias=False, norm=norm(width))
-        self.conv1_2 = ConvNormReLU(width, width, kernel_size=3, padding=1, bias=False, norm=norm(width))
-        self.conv1_3 = ConvNormReLU(width, 2 * width, kernel_size=3, padding=1, bias=False, norm=norm(2 * width))
+        self.conv1_1 = ConvNorm(3, width, kernel_size=3, stride=2, padding=1, bias=False, norm=norm(width))
+        self.conv1_2 = ConvNorm(width, width, kernel_size=3, padding=1, bias=False, norm=norm(width))
+        self.conv1_3 = ConvNorm(width, 2 * width, kernel_size=3, padding=1, bias=False, norm=norm(2 * width))
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
             weight_init.c2_msra_fill(conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
-            x = conv(x)
+            x = relu_(conv(x))
         return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -102,7 +103,7 @@ class Bottleneck(CNNBlockBase):
         self.deform_groups = deform_groups
         self.checkpoint = checkpoint
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
-        self.conv1 = ConvNormReLU(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
+        self.conv1 = ConvNorm(in_channels, group_width, kernel_size=1, bias=False, norm=make_norm(group_width))
         pools = avd and stride > 1
         stride_3x3 = 1 if pools else stride
         if deform_groups:
@@ -119,8 +120,8 @@ class Bottleneck(CNNBlockBase):
             gn_groups=gn_groups,
         )
         self.avd_layer = nn.AvgPool2d(3, stride, padding=1) if pools else nn.Identity()
-        self.conv3 = ConvNormReLU(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
-        layers: list[Conv2d] = [self.conv1, self.conv3]
+        self.conv3 = ConvNorm(group_width, out_channels, kernel_size=1, bias=False, norm=make_norm(out_channels))
+        layers = [self.conv1, self.conv3]
         self.shortcut: ConvNorm | None = None
         if in_channels != out_channels:
             self.shortcut_avgpool = (
@@ -144,11 +145,12 @@ class Bottleneck(CNNBlockBase):
         return recomputed(self, self._forward, x) if self.checkpoint else self._forward(x)
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.conv1(x)
+        out = relu_(self.conv1(x))
         deformation = split_deformation(self.conv2_offset(out), self.deform_groups) if self.deform_groups else ()
-        out = self.avd_layer(self.conv2(out, *deformation))
+        out = self.conv3(self.avd_layer(self.conv2(out, *deformation)))
         shortcut = x if self.shortcut is None else self.shortcut(self.shortcut_avgpool(x))
-        return self.conv3(out, shortcut)
+        # Its gradient may go elsewhere too.
+        return torch.relu_(out.add_(shortcut))
 
 
 class ResNeSt(ResNet):
