@@ -25,9 +25,9 @@ class _ReLU(torch.autograd.Function):
 def relu_(x: torch.Tensor) -> torch.Tensor:
     """As torch.relu_, but the gradient is written over the one that comes in.
 
-    New memory is what a ReLU's backward pass takes long for. Only for where nothing else holds that gradient: behind a
-    convolution or another operation whose gradient is made anew, not behind an addition, which hands the same one to both
-    of its inputs, and not where maps leave the network.
+    New memory is what a ReLU's backward pass takes long for. Only for where nothing else holds that gradient: where the
+    result goes to a convolution, to another operation that makes its gradient anew, or to several, whose gradients are
+    summed; not to an addition alone, which hands the same gradient to both of its inputs, and not out of the network.
     """
     if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
         return torch.relu_(x)

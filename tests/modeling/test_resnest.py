@@ -10,7 +10,7 @@ from torch import nn
 
 from cupre_d2.config import add_cupre_config
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.backbone.resnest import Bottleneck, ResNeSt
+from cupre_d2.modeling.backbone.resnest import STAGES, Bottleneck, ResNeSt
 from cupre_d2.modeling.norms import NORMS
 
 NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -315,3 +315,15 @@ def test_compiles_into_one_graph(deformable: bool, training: bool) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
     sum(value.square().mean() for value in found.values()).backward()
     assert all(value.grad is not None for value in model.parameters())
+
+
+def test_gradients_given_to_the_features_are_not_written_over() -> None:
+    """Between blocks, ReLU writes over its gradient; what leaves a stage may be somebody else's."""
+    torch.manual_seed(0)
+    model = ResNeSt(26, width_multiplier=0.25, out_features=["stem", *STAGES]).eval()
+    features = list(model(torch.randn(1, 3, 64, 64)).values())
+    given = [torch.randn_like(feature) for feature in features]
+    kept = [gradient.clone() for gradient in given]
+    torch.autograd.backward(features, given)
+    for gradient, before in zip(given, kept, strict=True):
+        assert torch.equal(gradient, before)

@@ -80,6 +80,7 @@ class Bottleneck(CNNBlockBase):
         deform_modulated: the deformable convolution weighs its samples, too.
         checkpoint: keep no activations inside the block; see `recomputed`.
         norm, gn_groups: see `get_norm`.
+        last: of its stage, whose output it then is.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class Bottleneck(CNNBlockBase):
         deform_groups: int = 0,
         deform_modulated: bool = False,
         checkpoint: bool = False,
+        last: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
+        self.last = last
         self.deform_groups = deform_groups
         self.checkpoint = checkpoint
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
@@ -149,8 +152,8 @@ class Bottleneck(CNNBlockBase):
         deformation = split_deformation(self.conv2_offset(out), self.deform_groups) if self.deform_groups else ()
         out = self.conv3(self.avd_layer(self.conv2(out, *deformation)))
         shortcut = x if self.shortcut is None else self.shortcut(self.shortcut_avgpool(x))
-        # Its gradient may go elsewhere too.
-        return torch.relu_(out.add_(shortcut))
+        # The gradient to what leaves the stage may be somebody else's; between blocks it is the sum of two, made here.
+        return (torch.relu_ if self.last else relu_)(out.add_(shortcut))
 
 
 class ResNeSt(ResNet):
@@ -247,6 +250,7 @@ class ResNeSt(ResNet):
                     out_channels=out_channels,
                     group_width=group_width,
                     stride_per_block=[2 if index > 0 else 1] + [1] * (num_blocks - 1),
+                    last_per_block=[False] * (num_blocks - 1) + [True],
                     groups=groups,
                     radix=radix,
                     avd=avd,
