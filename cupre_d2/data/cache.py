@@ -5,12 +5,12 @@ tells damage.
 """
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import logging
 import mmap
 import os
+import time
 import uuid
 import zlib
 from collections.abc import Callable
@@ -39,6 +39,8 @@ _MAGIC = b"cupre_d2 COCO arrays 3\n"
 # Behind it: the bytes of the header and the checksum of all that follows, 8 bytes each; the header; the arrays.
 _PREFIX = len(_MAGIC) + 16
 _ALIGNMENT = 64
+# Seconds; a file of a million instances is written in a few.
+_ABANDONED = 3600
 
 
 class _Header(msgspec.Struct):
@@ -189,12 +191,10 @@ def _write(place: Path, parsed: CocoArrays, size: int, digest: str) -> bool:
 
 def _replace(place: Path, pieces: list[Any]) -> None:
     _remove_abandoned(place)
-    # A name of its own, as several processes may write at once, and a lock, which ends with the process.
+    # A name of its own, as several processes may write at once.
     partial = place.with_name(f"{place.name}-{uuid.uuid4().hex}")
     try:
         with partial.open("xb") as stream:
-            with contextlib.suppress(OSError):
-                fcntl.flock(stream, fcntl.LOCK_EX)
             stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
@@ -206,8 +206,8 @@ def _replace(place: Path, pieces: list[Any]) -> None:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Removes what writers that were killed left: nobody holds its lock."""
+    """Removes what writers that were killed left: nobody has written to it for long."""
     for partial in place.parent.glob(f"{glob.escape(place.name)}-*"):
-        with contextlib.suppress(OSError), partial.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink()

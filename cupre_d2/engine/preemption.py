@@ -62,6 +62,8 @@ def watching() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        # Whoever goes on in this process after all, goes on.
+        _notice.received = False
 
 
 @contextmanager

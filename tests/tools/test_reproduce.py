@@ -53,7 +53,7 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     assert logs == {log: log.read_text() for log in logs}
 
     other = reproduce(dataset_root, *options, "--seeds", "1", "--", *slim)
-    assert other.returncode == 2 and "table.json: results of another grid, with seeds [0]" in other.stderr
+    assert other.returncode == 2 and "table.json: results of another chosen_by" in other.stderr
     record = next((tmp_path / "runs").glob("stages/finetune*/1_*/stage.json"))
     record.write_text("{")
     broken = reproduce(dataset_root, "--plan", *options, "--", *slim)
