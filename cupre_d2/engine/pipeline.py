@@ -83,7 +83,11 @@ def prepare(
             logger.warning(f"--restart of {only}: {', '.join(later)} stay as trained from its earlier weights")
     if first:
         lock.hold(output_dir, "training there")
-    open_folder(output_dir, stages, chosen, restart)
+    try:
+        open_folder(output_dir, stages, chosen, restart)
+    except BaseException:
+        lock.release(output_dir)
+        raise
     return Job(output_dir, stages, chosen, steps)
 
 
@@ -99,8 +103,8 @@ def train(
         The last stage's metrics, {data set: {"bbox" or "segm": {name: percent}}}; they are in OUTPUT_DIR/results.json too.
     """
     job = prepare(config_file, [item for pair in (overrides or {}).items() for item in pair], only, restart)
-    log_to(job.output_dir)
     try:
+        log_to(job.output_dir)
         return run(job)
     finally:
         lock.release(job.output_dir)

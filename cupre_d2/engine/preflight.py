@@ -101,6 +101,8 @@ def check_tests(cfg: CfgNode) -> None:
     Raises:
         CupreError: as `check_annotated`, settings of TEST that no evaluator can be built with, or a network without masks.
     """
+    if cfg.DATASETS.TEST and cfg.MODEL.META_ARCHITECTURE == "MoCo":
+        raise ConfigError(f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: MoCo detects nothing; expected ()")
     check_annotated(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         build_evaluators(cfg, name)

@@ -107,12 +107,17 @@ def _device(cfg: CfgNode) -> str:
 
 
 def checkout() -> str:
-    """Short hash of the commit of this code, with + where what decides results differs from it; "unknown" without git."""
+    """Short hash of the commit of this code, with + where what decides results differs from it.
+
+    "unknown" without git, and where this is no checkout: installed, it may lie in somebody else's.
+    """
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not (ROOT / ".git").exists():
+        return "unknown"
     try:
         commit, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *CODE)
     except OSError:

@@ -9,9 +9,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
-from cupre_d2.engine.preflight import check_detection, check_settings, check_unlabeled
+from cupre_d2.engine.preflight import check_detection, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
-from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
 from cupre_d2.modeling.norms import revert_sync_batchnorm
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
@@ -81,8 +80,7 @@ class MoCoTrainer(StageTrainer):
     def plan(cls, cfg: CfgNode) -> int:
         check_settings(cfg)
         check_unlabeled(cfg)
-        if cfg.DATASETS.TEST:
-            raise ConfigError(f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: MoCo detects nothing; expected ()")
+        check_tests(cfg)
         return cfg.SOLVER.MAX_ITER
 
     def after_initial_weights(self) -> None:

@@ -1,7 +1,6 @@
 """Processes on this machine."""
 
 import os
-from dataclasses import dataclass, field
 
 import torch
 
@@ -12,12 +11,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
-@dataclass(frozen=True)
 class LocalEngine:
     """This machine's cores, divided among so many processes; of its GPUs each sees the one that fewest others use."""
 
-    slots: int
-    _running: list[tuple[str, Attempt]] = field(default_factory=list, init=False, repr=False)
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        # With the GPU that each sees.
+        self._running: list[tuple[str, Attempt]] = []
 
     def start(self, item: Runnable) -> Attempt:
         command = item.prepare()
@@ -29,7 +29,7 @@ class LocalEngine:
         return attempt
 
     def _freest(self, gpus: list[str]) -> str:
-        self._running[:] = [(gpu, attempt) for gpu, attempt in self._running if attempt.poll() is None]
+        self._running = [(gpu, attempt) for gpu, attempt in self._running if attempt.poll() is None]
         used = [gpu for gpu, _ in self._running]
         return min(gpus, key=used.count, default="")
 

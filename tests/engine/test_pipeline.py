@@ -181,6 +181,13 @@ def test_a_signal_waits_for_the_last_evaluation(
     assert "segm" in StageRecord.read(job.stages[0].folder).metrics["bbbc038_val"]
 
 
+def test_the_commit_is_unknown_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert results.checkout() == "unknown"
+
+
 def test_the_commit_is_of_what_decides_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> None:
         name = ("-c", "user.name=x", "-c", "user.email=x@y.z")
@@ -200,3 +207,6 @@ def test_the_commit_is_of_what_decides_results(tmp_path: Path, monkeypatch: pyte
     assert results.checkout() == commit
     (tmp_path / "cupre_d2/a.py").write_text("2")
     assert results.checkout() == commit + "+"
+    # As in the site-packages of an environment that lies in a checkout of something else.
+    monkeypatch.setattr(results, "ROOT", tmp_path / "cupre_d2")
+    assert results.checkout() == "unknown"
