@@ -156,7 +156,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     start = f"Attempt([sys.executable, '-c', {child!r}], Path({str(log)!r}), Path({str(timing)!r}), dict(os.environ))"
     code = f"import os, sys\nfrom pathlib import Path\nfrom cupre_d2.experiments.attempts import Attempt\n{start}\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
-        wait_for(lambda: log.is_file() and log.read_text().strip())
+        wait_for(lambda: log.is_file() and log.read_text().strip() != "")
         parent.kill()
     child_id = log.read_text().strip()
     for _ in range(500):
