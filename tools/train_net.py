@@ -14,6 +14,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from cupre_d2.engine import distributed, evaluation, pipeline, preemption
+from cupre_d2.engine.allocator import keep_freed_memory
 from cupre_d2.engine.preflight import check_processes
 from cupre_d2.one_line_errors import one_line_errors
 
@@ -40,6 +41,8 @@ def prepare(args: argparse.Namespace, restart: bool, first: bool) -> pipeline.Jo
 
 
 def work(job: pipeline.Job | evaluation.Evaluation) -> None:
+    if any(stage.cfg.MODEL.DEVICE == "cpu" for stage in job.stages):
+        keep_freed_memory()
     pipeline.log_to(job.output_dir)
     if isinstance(job, evaluation.Evaluation):
         evaluation.evaluate(job)

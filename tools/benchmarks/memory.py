@@ -73,7 +73,7 @@ def _trainer(opts: tuple[str, ...], config: str) -> Any:
     return AlternatingTrainer(stage.cfg)
 
 
-def _images(count: int, height: int, width: int) -> list[dict[str, Any]]:
+def images(count: int, height: int, width: int) -> list[dict[str, Any]]:
     """Of noise, with CELLS squares."""
     corners = torch.rand(CELLS, 2) * torch.tensor([width - 64, height - 64])
     instances = Instances((height, width), gt_boxes=Boxes(torch.cat([corners, corners + 64], 1)))
@@ -102,7 +102,7 @@ def _step(trainer: Any, phase: str, batch: list[dict[str, Any]]) -> None:
 def state(opts: tuple[str, ...] = (), config: str = CONFIG) -> None:
     """Prints the bytes that are alive after a step of each phase, and those of the parts."""
     trainer = _trainer(opts, config)
-    for phase, batch in (("moco", _views(2)), ("coco", _images(1, 128, 128))):
+    for phase, batch in (("moco", _views(2)), ("coco", images(1, 128, 128))):
         _step(trainer, phase, batch)
     del batch
     gc.collect()
@@ -140,7 +140,7 @@ def peak(phase: str, opts: tuple[str, ...]) -> None:
     """Prints the peak of a step of the phase, everything that the trainer holds included, bytes."""
     before = memory("VmRSS")
     trainer = _trainer(opts, CONFIG)
-    batch = _views(VIEWS) if phase == "moco" else _images(2, SMALL_IMAGE, SMALL_IMAGE)
+    batch = _views(VIEWS) if phase == "moco" else images(2, SMALL_IMAGE, SMALL_IMAGE)
     for _ in range(2):
         _step(trainer, phase, batch)
     print(memory("VmHWM") - before)
@@ -150,7 +150,7 @@ def activations(phase: str, opts: tuple[str, ...], config: str = CONFIG) -> None
     """Prints the bytes kept for the backward pass of one image or pair of views."""
     trainer = _trainer(opts, config)
     # One pair of views leaves batch norms a single value a channel; two are halved.
-    model, batch = (trainer.moco, _views(2)) if phase == "moco" else (trainer.model, _images(1, *IMAGE))
+    model, batch = (trainer.moco, _views(2)) if phase == "moco" else (trainer.model, images(1, *IMAGE))
     owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
