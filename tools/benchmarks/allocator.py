@@ -24,7 +24,7 @@ BATCH, WARM_UP, STEPS, PROCESSES = 4, 4, 24, 4
 
 def run() -> list[Figure]:
     # By whether memory is kept.
-    found = {kept: [] for kept in (True, False)}
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     for _ in range(PROCESSES):
         for kept, measured in found.items():
             measured.append(measure("allocator", f"steps({kept})"))

@@ -2,7 +2,7 @@
 
 Times are of passes taken in turns in one process; memory is the peak of a process of its own (VmHWM) above what it held
 before its model was built. On a CPU two threads; where there is a GPU also images/s and TFLOP/s there, in float32 and
-under autocast.
+under autocast. The share of the convolutions, which all three leave to PyTorch, says what is left to be faster at.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figure import Figure
@@ -62,6 +63,8 @@ def run() -> list[Figure]:
         rounds = measure("backbone", f"times({depth})")
         peaks = {package: measure("backbone", f"peak({package!r}, {depth})") for package in PACKAGES}
         figures += _compared(f"ResNeSt-{depth}", rounds, peaks)
+        share = measure("backbone", f"convolutions({depth})")
+        figures.append(Figure(f"ResNeSt-{depth}, convolutions / our pass", share, "of the time"))
     return figures + (_on_gpu() if torch.cuda.is_available() else [])
 
 
@@ -90,6 +93,37 @@ def times(depth: int) -> None:
             _pass(model, images)
             rounds[package].append(time.perf_counter() - started)
     print(json.dumps({package: taken[WARM_UP:] for package, taken in rounds.items()}))
+
+
+class _Stopwatch(TorchDispatchMode):
+    """Adds up the seconds of operations whose names begin so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        started = time.perf_counter()
+        result = operation(*args, **(kwargs or {}))
+        if str(operation).startswith(self.name):
+            self.seconds += time.perf_counter() - started
+        return result
+
+
+def convolutions(depth: int) -> None:
+    """Prints their share of our pass: the median of passes that time them, over that of passes that do not."""
+    torch.set_num_threads(THREADS)
+    model, images = _Features(PACKAGES[0], depth), torch.rand(1, 3, SIZE, SIZE)
+    spent, passes = [], []
+    for _ in range(WARM_UP + ROUNDS[depth]):
+        with _Stopwatch("aten.convolution") as watch:
+            _pass(model, images)
+        spent.append(watch.seconds)
+        started = time.perf_counter()
+        _pass(model, images)
+        passes.append(time.perf_counter() - started)
+    print(statistics.median(spent[WARM_UP:]) / statistics.median(passes[WARM_UP:]))
 
 
 def peak(package: str, depth: int) -> None:
