@@ -15,4 +15,4 @@ def keep_freed_memory() -> bool:
         Whether the C library is one that can; glibc is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(name, value) for name, value in SETTINGS.items()])
+    return mallopt is not None and all(mallopt(name, value) for name, value in SETTINGS.items())
