@@ -49,7 +49,7 @@ class ConvNorm(Conv2d):
     def _dilation(self, x: torch.Tensor) -> tuple[int, ...]:
         """That of a 1x1 convolution decides nothing but who computes it.
 
-        On a CPU, PyTorch leaves undilated ones of less than 16 images to another library than oneDNN if it has one thread:
-        for twice the time, where memory is channels last.
+        On a CPU, PyTorch leaves undilated ones of less than 16 images to another library than oneDNN if it has one thread,
+        which takes longer where memory is channels last.
         """
         return (2, 2) if self.kernel_size == (1, 1) and x.device.type == "cpu" else self.dilation

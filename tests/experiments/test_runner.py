@@ -123,7 +123,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 def running(process_id: str) -> bool:
-    """A zombie, which nobody has asked for its exit code yet, does not."""
+    """Not so a zombie, which nobody has asked for its exit code yet."""
     try:
         return "State:\tZ" not in Path("/proc", process_id, "status").read_text()
     except OSError:
@@ -159,10 +159,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         wait_for(lambda: log.is_file() and log.read_text().strip() != "")
         parent.kill()
     child_id = log.read_text().strip()
-    for _ in range(500):
-        if not running(child_id):
-            break
-        time.sleep(0.02)
+    wait_for(lambda: not running(child_id))
     assert not running(child_id)
 
 

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cupre_d2.errors import DatasetError
@@ -105,3 +106,25 @@ def test_memory_in_small(tool: ModuleType) -> None:
     assert state["alive"] == pytest.approx(sum(state["parts"].values()), rel=0.02)
     kept = [measure("memory", f"activations('moco', {opts!r}, {config!r})") for opts in ((), memory.RECOMPUTE)]
     assert 0 < kept[1] < kept[0]
+
+
+def test_share_of_the_convolutions_in_small(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = importlib.import_module("benchmarks.backbone")
+    for name, value in (("SIZE", 64), ("THREADS", torch.get_num_threads()), ("ROUNDS", {50: 2}), ("WARM_UP", 1)):
+        monkeypatch.setattr(backbone, name, value)
+    backbone.convolutions(50)
+    # Of times that differ: passes that are timed take longer than those they are compared with.
+    assert 0.05 < float(capsys.readouterr().out) < 5
+
+
+@pytest.mark.slow
+def test_allocator_in_small(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here without keeping memory, which would be for all of this process."""
+    allocator = importlib.import_module("benchmarks.allocator")
+    for name, value in (("STEPS", 2), ("WARM_UP", 0), ("BATCH", 1)):
+        monkeypatch.setattr(allocator, name, value)
+    allocator.steps(kept=False)
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measured["seconds"] > 0 and measured["peak"] > 2**20
