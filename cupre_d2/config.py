@@ -1,6 +1,32 @@
 """Every config key this plugin adds to Detectron2's, with its meaning and unit."""
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+AddKeys = Callable[[CN], None]
+
+_registered: list[AddKeys] = []
+
+
+def register_config(add: AddKeys) -> AddKeys:
+    """Registers a function that adds a project's keys to a config, in place; usable as a decorator.
+
+    Every config that this plugin reads has them then, beside Detectron2's and its own.
+    """
+    if add not in _registered:
+        _registered.append(add)
+    return add
+
+
+def default_config() -> CN:
+    """Detectron2's config with this plugin's keys and those of registered projects."""
+    cfg = get_cfg()
+    add_cupre_config(cfg)
+    for add in _registered:
+        add(cfg)
+    return cfg
 
 
 def add_cupre_config(cfg: CN) -> None:
@@ -13,6 +39,15 @@ def add_cupre_config(cfg: CN) -> None:
     cfg.PIPELINE.STAGES = []
     # Settings for one stage each: ["amt2.SOLVER.BASE_LR", 0.01, ...]. Other keys of a pipeline's YAML reach all stages.
     cfg.PIPELINE.OVERRIDES = []
+    # The data sets that stages name as target:train, target:val, target:test and target:unlabeled; see data.targets.
+    cfg.PIPELINE.TARGET = ""
+    # How much of target:train is annotated: "5pct", "5pct_seed3", or "" for all of it.
+    cfg.PIPELINE.SUBSET = ""
+    # Of a stage: the folder, relative to its file, of what is fitted to each target's cells: TARGET.yaml, or default.yaml.
+    cfg.PIPELINE.FIT = ""
+
+    # A YAML file of data sets of one's own, as --datasets names it; see data.targets.
+    cfg.DATASETS.FILE = ""
 
     # The unlabeled images that MoCo, AMT² and clustering learn from: dataset names; annotations, if any, are not read.
     cfg.DATASETS.UNLABELED = ()

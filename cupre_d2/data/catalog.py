@@ -62,6 +62,19 @@ class CellDataset:
 
 _registered: dict[str, CellDataset | None] = {}
 
+PATH = (str,)
+# What a data set of one's own is told by, and of which types in a YAML file: the arguments of `register_cell_dataset`.
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "images": PATH,
+    "annotations": PATH,
+    "labels": PATH,
+    "counts": PATH,
+    "classes": (list,),
+    "channels": (list,),
+    "page": (int,),
+    "normalize": (bool,),
+}
+
 
 def register_cell_dataset(
     name: str,

@@ -6,11 +6,11 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import transform_instance_annotations
 from detectron2.structures import BoxMode
 
+from cupre_d2.config import default_config
 from cupre_d2.data.augmentation import ChannelSwap, Inversion, QuarterTurn, ScaledCrop, cell_augmentations
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.loaders import build_detection_loader
 from cupre_d2.data.samples import CropMapper, draw_samples
-from cupre_d2.engine.stages import default_config
 
 
 @pytest.fixture()

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from cupre_d2.config import default_config
 from cupre_d2.engine import allocator, pipeline
-from cupre_d2.engine.stages import Stage, default_config
+from cupre_d2.engine.stages import Stage
 
 # The module alone: importing the package takes longer than the test.
 SCRIPT = """

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cupre_d2.config import default_config
 from cupre_d2.data import register_cell_dataset
 from cupre_d2.engine.distributed import launch
 from cupre_d2.engine.preflight import check_annotated, check_detection, check_processes
-from cupre_d2.engine.stages import Stage, default_config
+from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, DatasetError
 from tests.conftest import write_coco
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cupre_d2.engine.stages import default_config
+from cupre_d2.config import default_config
 from cupre_d2.experiments.deep_clustering import html
 from cupre_d2.experiments.deep_clustering.grid import Cell, Experiment, Grid
 from cupre_d2.experiments.deep_clustering.outcome import Outcome

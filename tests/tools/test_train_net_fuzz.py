@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cupre_d2.config import default_config
 from cupre_d2.engine import pipeline
-from cupre_d2.engine.stages import default_config
 
 CONFIG = "configs/mini/cupre_bbbc038_5pct.yaml"
 STAGES = Path("configs/mini/stages").resolve()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cupre_d2.engine.stages import Stage, closest, load_stages
-from cupre_d2.errors import ConfigError
+from cupre_d2.engine.stages import Stage, load_stages
+from cupre_d2.errors import ConfigError, closest
 from cupre_d2.experiments import experiment
 from cupre_d2.experiments.grids import SEEDS, Rule, read_grid
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
+from cupre_d2.config import default_config
 from cupre_d2.engine.results import write_json
-from cupre_d2.engine.stages import default_config
 from cupre_d2.errors import ConfigError, ResultsError
 from cupre_d2.experiments.deep_clustering import series, tables
 from cupre_d2.experiments.deep_clustering.grid import Cell
