@@ -1,10 +1,25 @@
 import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cupre_d2.report.figures import Line, line_figure, svg
+from cupre_d2.report.figures import (
+    MOST_DOTS,
+    MOST_POINTS,
+    Line,
+    line_figure,
+    recall_by_density,
+    recall_by_size,
+    recall_figures,
+    svg,
+    training_figures,
+)
+from cupre_d2.report.matching import Tally
+
+SCORES = {"bbox/AP": "AP, %", "segm/AP": "AP, %", "counts/MAE": "MAE, cells"}
 
 
 def drawn(*lines: Line, log_x: bool = False) -> Figure:
@@ -78,3 +93,62 @@ def test_logarithmic_x() -> None:
 def test_a_chart_is_small() -> None:
     lines = [Line(name, [(x, x**0.5) for x in range(240)]) for name in "ab"]
     assert len(svg(drawn(*lines))) < 30_000
+
+
+def lines_of(figure: Figure) -> dict[str, np.ndarray]:
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in figure.axes[0].lines}
+
+
+def test_losses_of_the_phases_are_lines_of_one_chart() -> None:
+    rows: list[dict[str, Any]] = [
+        {"iteration": i, "moco/total_loss" if i % 3 else "coco/total_loss": float(i), "lr": 0.1} for i in range(6)
+    ]
+    (figure,) = training_figures(rows, SCORES)
+    lines = lines_of(figure)
+    assert lines["moco"].tolist() == [[2, 1], [3, 2], [5, 4], [6, 5]] and lines["coco"].tolist() == [[1, 0], [4, 3]]
+    assert "moco" in svg(figure) and "coco" in svg(figure)
+
+
+def test_scores_while_training() -> None:
+    rows = [
+        {"iteration": 9, "total_loss": 1.0, "bbox/AP": 10.0, "segm/AP": math.nan, "segm/AP50": 1.0, "x/counts/MAE": 3.0},
+        {"iteration": 19, "bbox/AP": 20.0},
+    ]
+    loss, ap, mae = training_figures(rows, SCORES)
+    assert list(lines_of(loss)) == ["total loss"]
+    assert lines_of(ap)["bbox"].tolist() == [[10, 10], [20, 20]] and sorted(lines_of(ap)) == ["bbox", "segm"]
+    assert lines_of(mae)["x/counts"].tolist() == [[10, 3]] and mae.axes[0].get_ylabel() == "MAE, cells"
+    assert training_figures([], SCORES) == []
+
+
+def test_long_runs_are_thinned() -> None:
+    (figure,) = training_figures([{"iteration": i, "total_loss": float(i)} for i in range(10_000)], SCORES)
+    points = lines_of(figure)["total loss"]
+    assert len(points) == MOST_POINTS
+    # The loss is the iteration, which counts from 1 on the page, and so is the mean of any group.
+    assert points[:, 0] == pytest.approx(points[:, 1] + 1)
+
+
+def test_recall_by_size() -> None:
+    areas = np.array([10, 10, 20, 20, 0, 30, 30])
+    found = np.array([1, 0, 1, 1, 1, 0, 0], bool)
+    assert recall_by_size(areas, found) == [(10, 50), (20, 100), (30, 0)]
+
+
+def test_recall_by_density_counts_cells_not_images() -> None:
+    assert recall_by_density(np.array([0, 4, 4, 9]), np.array([0, 4, 2, 0])) == [(4, 75), (9, 0)]
+
+
+def test_nothing_to_find() -> None:
+    assert recall_figures(Tally()) == []
+
+
+def test_many_images_have_some_dots() -> None:
+    class Many(Tally):
+        def by_image(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.arange(5000), np.arange(5000) // 2
+
+    (figure,) = recall_figures(Many())
+    dots = list(lines_of(figure).values())[-1]
+    assert len(dots) == MOST_DOTS and dots[0, 0] == 1 and dots[-1, 0] == 4999
+    assert len(svg(figure)) < 100_000
