@@ -3,13 +3,13 @@
 
 --table cupre (the default): Table II of CUPre, arms x annotated fractions x seeds. The learning rate of fine-tuning is
 chosen an arm and fraction on the validation images, with the first seed; the test images are read once, by the chosen runs.
-It takes --arms, --percents, --learning-rates and --seeds.
+It takes --arms (names, or paths of YAML files), --percents, --learning-rates and --seeds.
 
 --table neural_gas: deep clustering, algorithms x numbers of clusters x seeds, all of one segmentation network. It takes
 --algorithms, --clusters and --seeds.
 
 Stages that pipelines share are trained once; the same command again goes on where it stopped. Overrides follow as
-train_net.py takes them: `STAGE.KEY value`.
+train_net.py takes them: `STAGE.KEY value` reaches the pipelines that have the stage.
 """
 
 import argparse
@@ -18,31 +18,39 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from cupre_d2.data.targets import register_dataset_file
 from cupre_d2.engine import lock, preemption
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.comparisons import TABLES
+from cupre_d2.experiments import cupre, neural_gas  # noqa: F401 (registers the tables)
 from cupre_d2.experiments.engines import ENGINES
+from cupre_d2.experiments.plan import Plan
 from cupre_d2.experiments.results import Origin, beside, check_earlier
+from cupre_d2.experiments.tables import TABLES, Experiment, read_grid
 from cupre_d2.one_line_errors import one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # Folders of the pipelines' configs below configs/.
 SCALES = {"mini": "mini", "paper": ""}
-# What a table combines, and the type of each value; which of them depends on the table.
-LIST_HELP = "in place of the table's own; see its file of lists in configs"
-LISTS = {"arms": str, "percents": float, "learning_rates": float, "algorithms": str, "clusters": int, "seeds": int}
 
 logger = logging.getLogger("cupre_d2.reproduce")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", choices=TABLES, default="cupre", help="cupre: Table II; neural_gas: deep clustering's")
+    parser.add_argument("--table", choices=TABLES, default="cupre", help="which table")
     parser.add_argument("--scale", choices=SCALES, default="mini", help="mini: hours on two CPU cores; paper: full size")
-    parser.add_argument("--dataset", default="bbbc038", help="the target, e.g. bbbc038 or livecell")
-    for name, kind in LISTS.items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, nargs="+", type=kind, metavar=name[:-1].upper(), help=LIST_HELP)
+    parser.add_argument(
+        "--dataset", help="the target, e.g. bbbc038 or livecell; default: the table's, or that of --datasets"
+    )
+    parser.add_argument("--datasets", metavar="FILE", help="YAML file of own data sets, which says what they are for")
+    for name in dict.fromkeys(name for table in TABLES.values() for name in table.lists):
+        takers = ", ".join(title for title, table in TABLES.items() if name in table.lists)
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            nargs="+",
+            metavar=name[:-1].upper(),
+            help=f"of {takers}: in place of those in configs' reproduce_TABLE.yaml",
+        )
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side on a machine, which share its cores")
     parser.add_argument(
         "--engine",
@@ -55,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=Path,
-        help="how its files begin: .json, .md, _report.html and figures; default: below --output",
+        help="how its files begin: .json, .csv, .md, _report.html and figures; default: below --output",
     )
     parser.add_argument("--plan", action="store_true", help="print what would run, what is done and how long it takes")
     parser.add_argument("opts", nargs="*", metavar="STAGE.KEY value", help="overrides for all pipelines; after --")
@@ -66,23 +74,26 @@ def main(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise ConfigError(f"--jobs {args.jobs}: expected 1 or more")
     output = args.output or ROOT / "output" / "reproduce" / args.scale
-    results = args.results or output / f"{args.table}_{args.dataset}_{args.scale}"
-    given = {key: getattr(args, key) for key in LISTS}
-    configs = ROOT / "configs" / SCALES[args.scale]
     table = TABLES[args.table]
-    experiment = table.experiment(args.dataset, configs, table.load_grid(configs, given), tuple(args.opts))
+    own = register_dataset_file(args.datasets) if args.datasets else None
+    dataset = args.dataset or (own.name if own else table.dataset)
+    results = args.results or output / f"{args.table}_{dataset}_{args.scale}"
+    given = {name: getattr(args, name) for any_table in TABLES.values() for name in any_table.lists}
+    configs = (table.configs or ROOT / "configs") / SCALES[args.scale]
+    grid = read_grid(table, configs, given)
+    experiment = Experiment(table, dataset, configs, grid, tuple(args.opts), args.datasets or "")
     check_earlier(results, experiment.identity())
     if not args.plan:
         lock.hold(output, "running experiments there")
         setup_logger(str(output / "log.txt"), name="cupre_d2")
     # Before hours of work, in which the checkout may change.
     origin = Origin.of_this_process()
-    comparison = table.comparison(experiment, output / "stages")
+    plan = Plan(experiment, output / "stages")
     engine = ENGINES[args.engine](args.jobs)
     if args.plan:
-        return print("\n".join(comparison.lines(engine.slots)))
-    comparison.run(engine)
-    comparison.write(results, origin)
+        return print("\n".join(plan.lines(engine.slots)))
+    plan.run(engine)
+    plan.write(results, origin)
     logger.info(f"results: {beside(results, '.md')}")
 
 

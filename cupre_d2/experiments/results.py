@@ -1,20 +1,19 @@
-"""What an experiment leaves: files whose names begin alike, the numbers among them as JSON."""
+"""Where an experiment's numbers come from and where they go: files whose names begin alike."""
 
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
+
+import pandas as pd
 
 from cupre_d2.engine.results import checkout, versions, write_json
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.experiment import Experiment
-from cupre_d2.report.page import write_html
-
-AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
+from cupre_d2.files import write_text
 
 
 @dataclass(frozen=True)
@@ -46,47 +45,17 @@ class Origin:
         return ", ".join(self.commits or (self.commit,))
 
 
-@dataclass(frozen=True)
-class Outcome(Generic[AnyExperiment]):
-    """A finished experiment.
-
-    Attributes:
-        results: path of what it leaves, without a suffix.
-    """
-
-    experiment: AnyExperiment
-    origin: Origin
-    results: Path
-
-    def beside(self, ending: str) -> Path:
-        """A file whose name begins as all of this experiment's do."""
-        return beside(self.results, ending)
-
-    def save(self, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Every number, as JSON."""
-        write_json(self.beside(".json"), {**vars(self.origin), **self.experiment.identity(), "runs": list(runs)})
-
-    def write_report(self, render: Callable[[Any], str]) -> Path | None:
-        """RESULTS_report.html, of what `render` makes; None where it could not be made, which is logged."""
-        return write_html(self.beside("_report.html"), lambda: render(self))
-
-    def header(self, title: str) -> list[str]:
-        """How the page begins, in Markdown: the title, where its numbers come from, and what people have to say of them.
-
-        That is RESULTS_notes.md, which is theirs: the page is made anew each time.
-        """
-        name, notes = self.results.name, self.beside("_notes.md")
-        return [
-            f"# {title}",
-            f"```\n{self.origin.command}\n```",
-            f"Commit {self.origin.trained_with}. Every number is in [{name}.json]({name}.json).",
-            *([notes.read_text().strip()] if notes.is_file() else []),
-        ]
-
-
 def beside(results: Path, ending: str) -> Path:
     """The file of an experiment with this ending, of which `results` is what all of them begin with."""
     return results.with_name(results.name + ending)
+
+
+def write_numbers(
+    results: Path, origin: Origin, identity: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], frame: pd.DataFrame
+) -> None:
+    """Every number: RESULTS.json, an entry a run, and RESULTS.csv, a row a run, data set, task and metric."""
+    write_json(beside(results, ".json"), {**vars(origin), **identity, "runs": entries})
+    write_text(beside(results, ".csv"), frame.to_csv(index=False))
 
 
 def check_earlier(results: Path, identity: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch.nn.functional import interpolate
@@ -19,6 +20,8 @@ from cupre_d2.modeling.latent import PooledLatent, encoder_of
 
 SAMPLES = 400
 THUMBNAIL_PIXELS = 48
+# Of the drawing: its side in inches, and a thumbnail's as a share of it.
+SIDE, THUMBNAIL = 9, 0.035
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,26 @@ def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: in
     if cfg.INPUT.FORMAT == "BGR":
         thumbnails = thumbnails[..., ::-1]
     return Map(positions, thumbnails, [cell_type for part in parts for cell_type in part.cell_types])
+
+
+def draw_map(found: Map) -> Figure:
+    """Fig. 2: each sample where t-SNE puts its latent, framed in the colour of its type."""
+    figure = Figure(figsize=(SIDE, SIDE), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = found.positions.min(0), found.positions.max(0)
+    side = THUMBNAIL * (high - low).max()
+    types = sorted(set(found.cell_types))
+    samples = zip(found.thumbnails, found.positions, found.cell_types, strict=True)
+    for layer, (thumbnail, (x, y), cell_type) in enumerate(samples):
+        extent = (x - side / 2, x + side / 2, y - side / 2, y + side / 2)
+        axes.imshow(thumbnail, extent=extent, aspect="auto", zorder=layer)
+        left, right, bottom, top = extent
+        frame = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
+        axes.plot(*frame, color=f"C{types.index(cell_type) % 10}", linewidth=1.2, zorder=layer)
+    for color, name in enumerate(types):
+        axes.plot([], [], "s", color=f"C{color % 10}", label=name or "no type")
+    axes.set(
+        xlim=(low[0] - side, high[0] + side), ylim=(low[1] - side, high[1] + side), xticks=[], yticks=[], aspect="equal"
+    )
+    axes.legend(loc="upper right", fontsize=8).set_zorder(len(types) + len(found.cell_types))
+    return figure
