@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupre_d2.engine.evaluation import FOLDER
+from cupre_d2.engine.eval_only import FOLDER
 from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord, broken
 from cupre_d2.engine.stages import Stage

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.engine import pipeline
-from cupre_d2.engine.evaluation import prepare_evaluation
+from cupre_d2.engine.eval_only import prepare_evaluation
 from cupre_d2.errors import ConfigError
 
 
