@@ -1,5 +1,6 @@
 """The evaluators that a config asks for."""
 
+import math
 import os
 
 from detectron2.config import CfgNode
@@ -17,6 +18,16 @@ def build_evaluators(cfg: CfgNode, name: str) -> list[DatasetEvaluator]:
     if unknown or not cfg.TEST.EVALUATORS:
         raise ConfigError(f"TEST.EVALUATORS {tuple(cfg.TEST.EVALUATORS)}: expected one or more of {', '.join(makers)}")
     return [makers[kind](cfg, name) for kind in dict.fromkeys(cfg.TEST.EVALUATORS)]
+
+
+def as_text(value: float | None, unit: str) -> str:
+    """A metric: "percent" with one decimal, any other unit with four significant digits; a dash for what is not defined.
+
+    What is not defined is NaN in Python and null in results.json.
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.1f}" if unit == "percent" else f"{value:.4g}"
 
 
 def _cell_coco(cfg: CfgNode, name: str) -> DatasetEvaluator:

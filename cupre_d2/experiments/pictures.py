@@ -14,9 +14,9 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data.images import read_record
 from cupre_d2.experiments.tasks import Task
-from cupre_d2.report.collect import PICTURE_BYTES, DatasetPart, dataset_part
 from cupre_d2.report.detections import START_LEVEL, read_evaluation, read_images
 from cupre_d2.report.matching import HIT, NEUTRAL, ImageMatch
+from cupre_d2.report.pictures import PICTURE_BYTES, DatasetPart, dataset_part
 
 # Of the number of cells: a sparse, a middling and a crowded image.
 QUANTILES = (0.25, 0.5, 0.9)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from cupre_d2.engine.results import checkout, versions, write_json
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.experiment import Experiment
-from cupre_d2.report.render import write_html
+from cupre_d2.report.page import write_html
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -10,14 +11,16 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.images import read_record
+from cupre_d2.data.images import PERCENTILES, Percentiles, read_record
 from cupre_d2.evaluation.masks import Rle
-from cupre_d2.report.detections import START_LEVEL
-from cupre_d2.report.matching import Counts, ImageMatch
+from cupre_d2.report.detections import START_LEVEL, Evaluated
+from cupre_d2.report.matching import FALSE, HIT, NEUTRAL, Counts, ImageMatch, Tally
 
 # Pixels. Phones show less, and outlines are drawn above it, not in it.
 LONG_SIDE = 768
 JPEG_QUALITY = 82
+# Bytes of all pictures together; with it the file stays below 10 MB, which a mail takes.
+PICTURE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,64 @@ class Picture:
         return len(self.jpeg) + sum(len(outline) + 12 for outline in outlines)
 
 
-def make_picture(image: ImageMatch) -> Picture:
+@dataclass(frozen=True)
+class DatasetPart:
+    """A data set that a model was evaluated on.
+
+    Attributes:
+        images: how many it has.
+        pictures: of some of them.
+        tally: of all images.
     """
+
+    name: str
+    images: int
+    pictures: list[Picture]
+    tally: Tally
+
+
+def dataset_part(evaluated: Evaluated, budget: int, percentiles: Percentiles = PERCENTILES) -> DatasetPart:
+    """With the first pictures that have room in so many bytes; one of crowded cells may take a megabyte.
+
+    Args:
+        percentiles: INPUT.PERCENTILES, by which the model saw the images.
+
     Raises:
-        DatasetError: the image cannot be read.
+        DatasetError: an image cannot be read.
     """
+    pictures: list[Picture] = []
+    for image in evaluated.worst:
+        picture = make_picture(image, percentiles)
+        budget -= picture.size
+        if budget < 0:
+            break
+        pictures.append(picture)
+    return DatasetPart(evaluated.name, evaluated.images, pictures, evaluated.tally)
+
+
+def picture_data(datasets: Sequence[DatasetPart]) -> dict[str, Any]:
+    """What report.js draws from."""
+    return {
+        "outcomes": {"hit": HIT, "false": FALSE, "neutral": NEUTRAL},
+        "datasets": [
+            {
+                "cells": part.tally.cells,
+                "found": part.tally.found,
+                "false": part.tally.false,
+                "pictures": [
+                    {"cells": picture.cells, "crowds": picture.crowds, "detections": picture.detections}
+                    for picture in part.pictures
+                ],
+            }
+            for part in datasets
+        ],
+    }
+
+
+def make_picture(image: ImageMatch, percentiles: Percentiles = PERCENTILES) -> Picture:
+    """Arguments and errors as of `dataset_part`."""
     record: dict[str, Any] = dict(image.record)
-    pixels = read_record(record, "BGR")
+    pixels = read_record(record, "BGR", percentiles)
     zoom = min(1.0, LONG_SIDE / max(pixels.shape[:2]))
     # Half a pixel of the page is not to be seen.
     tolerance = 0.5 / zoom

@@ -116,7 +116,11 @@ def write_output(folder: Path, metrics: dict[str, Any], datasets: list[str]) -> 
         "command": ["tools/train_net.py", "--config-file", "configs/my cells.yaml"],
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
         "device": "2 CPU threads",
-        "config": {"DATASETS": {"TEST": datasets}, "TEST": {"CELL_COCO": {"USE_CATS": True}}},
+        "config": {
+            "DATASETS": {"TEST": datasets},
+            "INPUT": {"PERCENTILES": [0.1, 99.9]},
+            "TEST": {"CELL_COCO": {"USE_CATS": True}},
+        },
     }
     (folder / "results.json").write_text(json.dumps(content))
     return folder
@@ -136,6 +140,12 @@ def output(register: Callable[..., None], tmp_path: Path) -> Path:
     folder = write_output(tmp_path / "out", METRICS, [DATASET])
     write_results(folder / "2_finetune", DATASET, [result(*one) for one in FOUND])
     return folder
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Of results.json."""
+    file = folder / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @pytest.fixture(scope="module")

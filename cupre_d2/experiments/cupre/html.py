@@ -11,8 +11,8 @@ from cupre_d2.experiments.cupre import page, series, tables
 from cupre_d2.experiments.cupre.outcome import Outcome
 from cupre_d2.experiments.table import Table, with_spread
 from cupre_d2.report.charts import COLORS, Chart, Line
-from cupre_d2.report.collect import DatasetPart
-from cupre_d2.report.render import render_page
+from cupre_d2.report.page import render_page
+from cupre_d2.report.pictures import DatasetPart
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import yaml
 
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.experiments.tasks import Task
-from cupre_d2.report.curves import read_metrics
+from cupre_d2.report.sections import read_metrics
 
 
 @dataclass(frozen=True)

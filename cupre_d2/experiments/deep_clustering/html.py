@@ -9,8 +9,8 @@ from cupre_d2.experiments.deep_clustering import page, series, tables
 from cupre_d2.experiments.deep_clustering.outcome import Outcome, choose_by_type
 from cupre_d2.experiments.table import Table
 from cupre_d2.report.charts import COLORS, Chart, Line
-from cupre_d2.report.collect import DatasetPart
-from cupre_d2.report.render import render_page
+from cupre_d2.report.page import render_page
+from cupre_d2.report.pictures import DatasetPart
 
 
 @dataclass(frozen=True)

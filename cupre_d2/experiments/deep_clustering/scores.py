@@ -13,7 +13,7 @@ from cupre_d2.errors import ConfigError
 from cupre_d2.experiments.attempts import broken
 from cupre_d2.experiments.deep_clustering.grid import Cell
 from cupre_d2.experiments.tasks import Task
-from cupre_d2.report.curves import read_metrics
+from cupre_d2.report.sections import read_metrics
 
 CLUSTERS = "clusters/"
 # The paper's three columns, MAP (the DSB2018 score, mean over images): type 1, the others, and all.

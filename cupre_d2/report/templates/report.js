@@ -1,5 +1,6 @@
 "use strict";
-const { outcomes, datasets } = JSON.parse(document.getElementById("data").textContent);
+const data = document.getElementById("data");
+const { outcomes, datasets } = data ? JSON.parse(data.textContent) : {};
 
 document.getElementById("theme").addEventListener("click", () => {
   const root = document.documentElement;
