@@ -2,12 +2,20 @@ from setuptools import find_packages, setup
 
 setup(
     name="cupre_d2",
-    version="0.1.0",
+    version="0.2.0",
     description="A good cell segmenter from a handful of annotated microscope images: CUPre as a Detectron2 plugin",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["cupre_d2", "cupre_d2.*"]),
-    package_data={"cupre_d2.data.builtin": ["*.csv"], "cupre_d2.report": ["templates/*"]},
+    packages=[*find_packages(include=["cupre_d2", "cupre_d2.*"]), "cupre_d2.configs"],
+    py_modules=["cupre_d2_cli"],
+    entry_points={"console_scripts": ["cupre-d2 = cupre_d2_cli:main"]},
+    # The configs lie beside the package in a checkout, and in it in a wheel.
+    package_dir={"cupre_d2.configs": "configs"},
+    package_data={
+        "cupre_d2.configs": ["*.yaml", "**/*.yaml"],
+        "cupre_d2.data.builtin": ["*.csv"],
+        "cupre_d2.report": ["templates/*"],
+    },
     # Detectron2 is not on PyPI under its name: see README. Tested versions: requirements.txt.
     install_requires=[
         "torch>=2.4",

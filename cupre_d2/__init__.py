@@ -3,6 +3,8 @@
 Importing it registers its backbones, meta-architectures, trainers and data sets; `add_cupre_config(cfg)` adds its keys.
 """
 
+__version__ = "0.2.0"
+
 from cupre_d2 import data, engine, modeling
 from cupre_d2.config import add_cupre_config
 from cupre_d2.data.synthetic import register_synthetic

@@ -162,6 +162,8 @@ def amt2_cfg(small_datasets: Path, slim: list[str], tmp_path: Path):  # noqa: AN
     """Two rounds of AMT², one step a phase, writing to a folder that exists."""
     from cupre_d2.engine.stages import load_stages
 
-    _, (stage,) = load_stages("configs/mini/stages/amt2.yaml", [*slim, "OUTPUT_DIR", str(tmp_path)])
+    _, (stage,) = load_stages(
+        "configs/mini/stages/amt2.yaml", [*slim, "PIPELINE.TARGET", "bbbc038", "OUTPUT_DIR", str(tmp_path)]
+    )
     stage.folder.mkdir(parents=True)
     return stage.cfg

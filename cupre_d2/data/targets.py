@@ -110,6 +110,11 @@ def register_dataset_file(path: str | os.PathLike[str]) -> Target | None:
     return Target(file.stem, {role: tuple(names) for role, names in roles.items()})
 
 
+def dataset_names(path: str | os.PathLike[str]) -> list[str]:
+    """Of a file as `register_dataset_file` takes it; errors as there."""
+    return list(_read(Path(path).expanduser().absolute()))
+
+
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(file.read_text())
@@ -138,4 +143,4 @@ def _value(file: Path, name: str, key: str, value: Any) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise DatasetError(f"{file}: {name}: field {key}: {value!r}; expected {expected}")
-    return file.parent / Path(value).expanduser() if kinds == PATH else value
+    return file.parent / Path(str(value)).expanduser() if kinds == PATH else value

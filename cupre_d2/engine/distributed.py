@@ -26,7 +26,9 @@ def under_torchrun() -> bool:
 
 
 def join_torchrun() -> None:
-    """Makes this one of torchrun's processes; its environment says which."""
+    """Makes this one of torchrun's processes, if it is none yet; its environment says which."""
+    if torch.distributed.is_initialized():
+        return
     end_with(os.getppid())
     on_gpu = torch.cuda.is_available()
     if on_gpu:

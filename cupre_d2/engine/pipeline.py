@@ -15,15 +15,18 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+import cupre_d2
 from cupre_d2.checkpoint.loading import read_source
 from cupre_d2.config import default_config
-from cupre_d2.engine import lock, preemption
+from cupre_d2.engine import distributed, lock, preemption
+from cupre_d2.engine.preflight import check_processes
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
-from cupre_d2.engine.stages import Stage, load_stages
-from cupre_d2.errors import CheckpointError, ConfigError, CupreError, closest
+from cupre_d2.engine.stages import Stage, load_stages, register_datasets
+from cupre_d2.errors import CheckpointError, ConfigError, CupreError, DatasetError, closest
 from cupre_d2.files import write_text
+from cupre_d2.migration import migrate
 from cupre_d2.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Settings that may change between two runs in one folder, as they do not change what is trained.
 FREE_KEYS = (
     "OUTPUT_DIR",
+    "DATASETS.FILE",
     "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
     "SOLVER.CHECKPOINT_KEEP",
@@ -39,6 +43,10 @@ FREE_KEYS = (
     "TEST.OVERLAYS",
     "VIS_PERIOD",
 )
+
+CONFIG = "config.yaml"
+# How a stage's saved config begins.
+VERSION_LINE = "# cupre_d2 "
 
 LOGGERS = ("detectron2", "fvcore", "cupre_d2")
 # Those that log_to has added, by logger.
@@ -61,7 +69,12 @@ class Job:
 
 
 def prepare(
-    config_file: str, opts: Sequence[Any] = (), only: str | None = None, restart: bool = False, first: bool = True
+    config_file: str,
+    opts: Sequence[Any] = (),
+    only: str | None = None,
+    restart: bool = False,
+    first: bool = True,
+    processes: int = 1,
 ) -> Job:
     """Does all that can fail on bad input before anything trains; until it ends, no other process can train there.
 
@@ -69,14 +82,16 @@ def prepare(
         config_file: a pipeline's or a stage's YAML.
         opts: overrides, `KEY, value, STAGE.KEY, value, …`.
         only: name of the one stage to run.
-        restart: removes what earlier runs of the chosen stages left.
-        first: of the processes that train together; the others are not kept out.
+        restart: removes what earlier runs of the chosen stages left, once nothing else can fail.
+        first: of the processes that train together; the others are not kept out, and neither remove nor write anything.
+        processes: how many there will be.
 
     Raises:
         CupreError: one line on what cannot be used, or another process trains in the folder.
     """
     output_dir, stages = load_stages(config_file, opts)
     chosen = select(stages, only)
+    check_processes(chosen, processes)
     steps = check(stages, chosen, restart)
     if restart and only:
         later = [stage.name for stage in stages[stages.index(chosen[0]) + 1 :] if StageRecord.read(stage.folder)]
@@ -84,26 +99,39 @@ def prepare(
             logger.warning(f"--restart of {only}: {', '.join(later)} stay as trained from its earlier weights")
     if first:
         lock.hold(output_dir, "training there")
-    try:
-        open_folder(output_dir, stages, chosen, restart)
-    except BaseException:
-        lock.release(output_dir)
-        raise
+        try:
+            open_folder(output_dir, stages, chosen, restart)
+        except BaseException:
+            lock.release(output_dir)
+            raise
     return Job(output_dir, stages, chosen, steps)
 
 
 def train(
-    config_file: str, overrides: Mapping[str, Any] | None = None, only: str | None = None, restart: bool = False
+    config_file: str,
+    overrides: Mapping[str, Any] | None = None,
+    only: str | None = None,
+    restart: bool = False,
+    datasets: str = "",
 ) -> Metrics:
-    """Trains a pipeline in this process, as tools/train_net.py does.
+    """Trains a pipeline in this process, or as one of torchrun's, as tools/train_net.py does.
 
     Args:
         overrides: values by `KEY` or `STAGE.KEY`; the other arguments and the errors are those of `prepare`.
+        datasets: a YAML file of data sets of one's own, see `register_dataset_file`.
 
     Returns:
-        The last stage's metrics, {data set: {"bbox" or "segm": {name: percent}}}; they are in OUTPUT_DIR/results.json too.
+        The last stage's metrics, {data set: {task: {metric: value}}}; they are in OUTPUT_DIR/results.json too.
     """
-    job = prepare(config_file, [item for pair in (overrides or {}).items() for item in pair], only, restart)
+    opts = [item for pair in (overrides or {}).items() for item in pair]
+    if datasets:
+        opts += ["DATASETS.FILE", datasets]
+    if distributed.under_torchrun():
+        distributed.join_torchrun()
+    processes = comm.get_world_size()
+    job = distributed.on_first_then_others(
+        lambda first: prepare(config_file, opts, only, restart and first, first, processes)
+    )
     try:
         log_to(job.output_dir)
         return run(job)
@@ -154,19 +182,30 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
         for folder in [stage.folder for stage in chosen] + (strangers if len(chosen) == len(stages) else []):
             shutil.rmtree(folder, ignore_errors=True)
     elif strangers:
-        raise ConfigError(f"OUTPUT_DIR {root} holds another pipeline (stage {strangers[0].name}); --restart removes it")
+        raise ConfigError(
+            f"OUTPUT_DIR {root} holds another pipeline (stage {strangers[0].name}{_made_by(strangers[0])}); "
+            "--restart removes it"
+        )
     for stage in chosen:
-        saved = stage.folder / "config.yaml"
-        if saved.is_file():
-            _check_same(stage, yaml.safe_load(saved.read_text()))
+        if (stage.folder / CONFIG).is_file():
+            _check_same(stage)
         else:
             try:
-                write_text(saved, stage.cfg.dump())
+                write_text(stage.folder / CONFIG, f"{VERSION_LINE}{cupre_d2.__version__}\n{stage.cfg.dump()}")
             except OSError as error:
                 raise ConfigError(f"OUTPUT_DIR {root}: cannot be written to ({error})") from error
 
 
-def _check_same(stage: Stage, saved: dict[str, Any]) -> None:
+def _made_by(folder: Path) -> str:
+    """A clause that names the version of this package that made a stage's folder, if it is another; 0.1.0 said none."""
+    first, _, _ = (folder / CONFIG).read_text().partition("\n")
+    version = first.removeprefix(VERSION_LINE) if first.startswith(VERSION_LINE) else "0.1.0"
+    return "" if version == cupre_d2.__version__ else f", made by cupre_d2 {version}; this is {cupre_d2.__version__}"
+
+
+def _check_same(stage: Stage) -> None:
+    file = stage.folder / CONFIG
+    saved = migrate(yaml.safe_load(file.read_text()), str(file))
     # What a version of before did not know, it trained with what is the default now.
     before = {**_flatten(yaml.safe_load(default_config().dump())), **comparable(saved)}
     now = comparable(yaml.safe_load(stage.cfg.dump()))
@@ -175,7 +214,7 @@ def _check_same(stage: Stage, saved: dict[str, Any]) -> None:
         shown = "; ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ConfigError(
-            f"OUTPUT_DIR: {stage.folder} was made with another config ({shown}{more}); "
+            f"OUTPUT_DIR: {stage.folder} was made with another config ({shown}{more}{_made_by(stage.folder)}); "
             "choose another OUTPUT_DIR, or --restart to start over"
         )
 
@@ -211,7 +250,10 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
     for stage in chosen:
         if StageRecord.read(stage.folder) and not restart:
             continue
-        steps[stage.name] = trainer_class(stage).plan(stage.cfg)
+        try:
+            steps[stage.name] = trainer_class(stage).plan(stage.cfg)
+        except DatasetError as error:
+            raise DatasetError(f"{error}{_instead_of(stage)}") from error
         for key in ("WEIGHTS", "BACKBONE_WEIGHTS"):
             path = stage.cfg.MODEL[key]
             if not path or path in coming:
@@ -226,6 +268,17 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
 def _hint(path: str, stages: Sequence[Stage]) -> str:
     maker = next((stage.name for stage in stages if str(stage.final_checkpoint) == path), None)
     return f"; run stage {maker} first" if maker else ""
+
+
+def _instead_of(stage: Stage) -> str:
+    """A clause that names the pipelines beside a stage's folder that go without it: not everybody has COCO."""
+    others = []
+    for file in sorted(Path(stage.file).parent.parent.glob("*.yaml")):
+        content = yaml.safe_load(file.read_text())
+        stages = content.get("PIPELINE", {}).get("STAGES", []) if isinstance(content, dict) else []
+        if stages and not any((file.parent / one).resolve() == Path(stage.file).resolve() for one in stages):
+            others.append(file.name)
+    return f"; pipelines without stage {stage.name}: {', '.join(others)}" if others else ""
 
 
 def trainer_class(stage: Stage) -> Any:
@@ -250,7 +303,8 @@ def run(job: Job) -> Metrics:
 
 
 def _run(job: Job) -> Metrics:
-    records: list[StageRecord] = []
+    register_datasets(job.stages)
+    finished: list[tuple[StageRecord, Stage]] = []
     pace = PipelinePace()
     # Now: in hours of training the checkout may change.
     commit = checkout()
@@ -266,20 +320,21 @@ def _run(job: Job) -> Metrics:
             # Hooks and trainer refer to each other: without this, the next stage would find the last one's memory in use.
             gc.collect()
         if record:
-            records.append(record)
+            finished.append((record, stage))
             pace.done += record.iterations
             pace.paces[record.trainer] = record.seconds / max(record.iterations, 1)
-    if len(records) == len(job.stages) and comm.is_main_process():
-        _report(Path(job.output_dir) / "results.json", records, job.stages[-1])
-    return records[-1].metrics if records else {}
+    if finished and comm.is_main_process():
+        _report(Path(job.output_dir), finished)
+    return finished[-1][0].metrics if finished else {}
 
 
-def _report(path: Path, records: Sequence[StageRecord], last: Stage) -> None:
-    write_results(path, records, last.cfg)
+def _report(output_dir: Path, finished: Sequence[tuple[StageRecord, Stage]]) -> None:
+    records, (_, last) = [record for record, _ in finished], finished[-1]
+    write_results(output_dir / "results.json", records, last.cfg)
     seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
     logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
-    logger.info(f"results: {path}   pictures: {last.folder / 'overlays'}")
-    write_report(path.parent)
+    logger.info(f"results: {output_dir / 'results.json'}   pictures: {last.folder / 'overlays'}")
+    write_report(output_dir)
 
 
 def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:

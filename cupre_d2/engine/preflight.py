@@ -1,15 +1,20 @@
 """Checks that run before the first stage trains, so that bad input does not end a run hours later."""
 
+import logging
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
-from cupre_d2.data.catalog import check_images, check_same_classes
+from cupre_d2.data.catalog import Record, check_images, check_same_classes
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import check_percentiles
 from cupre_d2.data.mappers import TwoViewMapper
@@ -17,6 +22,9 @@ from cupre_d2.engine.rules import check_solver, check_values
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import build_evaluators
+
+# Of the anchors and the cells that are measured; and of them the share that may be without an anchor.
+FITTING, MOST_MEASURED, MISFITS = 2, 500, 0.1
 
 
 def check_settings(cfg: CfgNode) -> None:
@@ -69,6 +77,7 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
     for name in names:
         records = get_records(name)
         check_images(records, name)
+        say_what_does_not_fit(cfg, name, records)
         classes = MetadataCatalog.get(name).get("thing_classes", ())
         if cfg.MODEL.META_ARCHITECTURE == "SemanticWatershed":
             if len(classes) != 1:
@@ -86,6 +95,51 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
                         f"INPUT.MASK_FORMAT polygon: {name}, image {record['image_id']} has masks as RLE; "
                         "expected INPUT.MASK_FORMAT bitmask"
                     )
+
+
+def say_what_does_not_fit(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
+    """Warns, once, of a detector's limits and anchors that the cells of a data set do not fit.
+
+    Sizes of cells are the roots of their boxes' areas, in pixels of the network's input in evaluation, of at most
+    MOST_MEASURED images; an anchor fits those within a factor of FITTING, beyond which the IoU of two squares is below 1/4.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        return
+    most = max((len(record.get("annotations", ())) for record in records), default=0)
+    limits = {
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+    }
+    for key, limit in limits.items():
+        if limit < most:
+            _warn_once(f"{name}: up to {most} cells an image, but {key} {limit}: the others can't be found; expected more")
+    sizes = np.array([size for record in records[:: len(records) // MOST_MEASURED + 1] for size in _sizes(cfg, record)])
+    anchors = np.unique([size for sizes_of_level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in sizes_of_level])
+    factors = np.exp(np.abs(np.log(np.maximum(sizes, 0.1)[:, None] / anchors)).min(axis=1))
+    misfits = sizes[factors > FITTING]
+    if len(misfits) > MISFITS * len(sizes):
+        _warn_once(
+            f"{name}: {100 * len(misfits) / len(sizes):.0f} % of its cells, of {misfits.min():.0f} to {misfits.max():.0f} "
+            f"pixels at the network's input, are more than {FITTING} times smaller or larger than any anchor "
+            f"(MODEL.ANCHOR_GENERATOR.SIZES {anchors[0]:g} to {anchors[-1]:g}); expected SIZES near theirs, or another "
+            "INPUT.MIN_SIZE_TEST"
+        )
+
+
+def _sizes(cfg: CfgNode, record: Record) -> list[float]:
+    """Of the cells of an image, as `ResizeShortestEdge` leaves them."""
+    short, long = sorted((record["height"], record["width"]))
+    scale = min(cfg.INPUT.MIN_SIZE_TEST / short, cfg.INPUT.MAX_SIZE_TEST / long) if cfg.INPUT.MIN_SIZE_TEST else 1.0
+    boxes = [
+        BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
+        for annotation in record.get("annotations", ())
+    ]
+    return [scale * math.sqrt(max(width * height, 0)) for _, _, width, height in boxes]
+
+
+def _warn_once(message: str) -> None:
+    # A data set is checked for every stage that names it.
+    log_first_n(logging.WARNING, message, key="message", name=__name__)
 
 
 def check_detection(cfg: CfgNode) -> None:

@@ -21,7 +21,7 @@ from cupre_d2.migration import migrate
 STAGE_REFERENCE = "stage:"
 # Of PIPELINE, what the command line may say too.
 CHOICES = ("PIPELINE.TARGET", "PIPELINE.SUBSET")
-PIPELINE_KEYS: dict[str, tuple[type, str]] = {
+PIPELINE_KEYS: dict[str, tuple[Any, str]] = {
     "STAGES": (list, "a list of YAML files"),
     "OVERRIDES": (list, "a list [STAGE.KEY, value, ...]"),
     "TARGET": (str, "the name of a target"),
@@ -40,10 +40,12 @@ class Stage:
     Attributes:
         name: stem of the stage's YAML file.
         cfg: the complete, frozen config; its OUTPUT_DIR is `<pipeline's OUTPUT_DIR>/<number>_<name>`.
+        file: that YAML file.
     """
 
     name: str
     cfg: CfgNode
+    file: str = ""
 
     @property
     def folder(self) -> Path:
@@ -113,7 +115,13 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
         cfgs.append(cfg)
     own = str(cli.get("OUTPUT_DIR", raw.get("OUTPUT_DIR") or _default_output(config_file, datasets.suffix)))
     output_dir = os.path.expanduser(own)
-    return output_dir, _link(output_dir, names, cfgs)
+    return output_dir, _link(output_dir, names, files, cfgs)
+
+
+def register_datasets(stages: Sequence[Stage]) -> None:
+    """The stages' own data sets, in a process that did not read their configs."""
+    for file in {stage.cfg.DATASETS.FILE for stage in stages} - {""}:
+        register_dataset_file(file)
 
 
 def find_config(file: str) -> str:
@@ -262,9 +270,9 @@ def _flat_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def _link(output_dir: str, names: Sequence[str], cfgs: Sequence[CfgNode]) -> list[Stage]:
+def _link(output_dir: str, names: Sequence[str], files: Sequence[str], cfgs: Sequence[CfgNode]) -> list[Stage]:
     stages: list[Stage] = []
-    for number, (name, cfg) in enumerate(zip(names, cfgs, strict=True), start=1):
+    for number, (name, file, cfg) in enumerate(zip(names, files, cfgs, strict=True), start=1):
         cfg.OUTPUT_DIR = os.path.join(output_dir, f"{number}_{name}")
         if stages and not cfg.MODEL.WEIGHTS:
             cfg.MODEL.WEIGHTS = str(stages[-1].final_checkpoint)
@@ -272,7 +280,7 @@ def _link(output_dir: str, names: Sequence[str], cfgs: Sequence[CfgNode]) -> lis
             cfg.MODEL[key] = os.path.expanduser(_resolve(cfg.MODEL[key], name, stages))
         cfg.MODEL.DEVICE = _available(cfg.MODEL.DEVICE)
         cfg.freeze()
-        stages.append(Stage(name, cfg))
+        stages.append(Stage(name, cfg, file))
     return stages
 
 

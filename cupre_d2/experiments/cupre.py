@@ -56,8 +56,10 @@ PICTURES = (
 
 
 class Cupre(Table):
-    """Pre-training is done once an arm; percents are of the training images that are annotated, seeds of that subset and
-    of fine-tuning, on whose data set for validation the learning rate is chosen."""
+    """Table II of CUPre: arms (names, or paths of YAML files) x annotated percents x seeds, which are of the annotated subset
+    and of fine-tuning; pre-training is done once. The learning rate of fine-tuning is chosen an arm and percent on the
+    validation images, with the first seed; the test images are read once, by the chosen runs.
+    """
 
     title = "arms of CUPre"
     dataset = "bbbc038"

@@ -126,8 +126,9 @@ class EvaluatedSets:
 
 
 class NeuralGas(Table):
-    """One segmentation network, the baseline; then algorithms x numbers of clusters x seeds, which are those of the samples,
-    their clusters and the training on them. Networks are evaluated at the end of their own stages."""
+    """Deep clustering: one segmentation network, the baseline; then algorithms x numbers of clusters x seeds, which are those
+    of the samples, their clusters and the training on them. Networks are evaluated at the end of their own stages.
+    """
 
     title = "deep clustering"
     dataset = "bbbc038"

@@ -32,7 +32,9 @@ class Origin:
 
     @classmethod
     def of_this_process(cls) -> "Origin":
-        command = shlex.join(["python", f"tools/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        script = Path(sys.argv[0])
+        start = {"__main__.py": ["python", "-m", script.parent.name], script.stem: [script.name]}.get(script.name)
+        command = shlex.join([*(start or ["python", sys.argv[0]]), *sys.argv[1:]])
         return cls(command, checkout(), {"python": platform.python_version(), **versions()})
 
     def of_runs(self, commits: Iterable[str]) -> "Origin":

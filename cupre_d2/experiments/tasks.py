@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,22 +11,18 @@ from typing import Any
 
 import yaml
 
+from cupre_d2.commands import entry
+from cupre_d2.config import default_config
 from cupre_d2.data import get_records
-from cupre_d2.engine.evaluation import FOLDER
+from cupre_d2.engine.eval_only import FOLDER
 from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord, broken
-from cupre_d2.engine.stages import Stage, default_config
+from cupre_d2.engine.stages import Stage
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
 from cupre_d2.report import REPORT
 from cupre_d2.report.sections import read_metrics
 
 WEIGHTS = ("WEIGHTS", "BACKBONE_WEIGHTS")
-
-
-def train_command() -> list[str]:
-    """How a task's process starts, before its options."""
-    # For the merge: [*cupre_d2.commands.entry(), "train"].
-    return [sys.executable, str(Path(__file__).parents[2] / "tools" / "train_net.py")]
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ class Task:
         """Writes the config; the command line that trains it, which resumes, and can be run by hand."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(self.config)
-        return [*train_command(), "--config-file", str(self.config_file)]
+        return [*entry(), "train", "--config-file", str(self.config_file)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ from cupre_d2.report.matching import SCORE_STEPS, Tally
 
 Point = tuple[float, float]
 
-# Inches; matplotlib's text has the size of the page's own where a page is one figure wide, as on a phone.
-SIZE = (5.0, 3.0)
+# Inches; where a page is one figure wide, as on a phone, matplotlib's text is then as large as notes of the page.
+SIZE = (4.4, 2.7)
 # More points of a line, or more dots, than that are not to be seen.
 MOST_POINTS, MOST_DOTS = 240, 400
 GROUPS = 8
@@ -48,6 +47,8 @@ class Line:
     dots: bool = False
 
 
+# A $ in the name of a data set begins no formula.
+@matplotlib.rc_context({"text.parse_math": False})
 def line_figure(
     title: str, x_label: str, y_label: str, lines: Sequence[Line], log_x: bool = False, y_range: Point | None = None
 ) -> Figure | None:
@@ -67,8 +68,10 @@ def line_figure(
         # A line through a point between two gaps has no length.
         gaps = np.pad(~np.isfinite(y), 1, constant_values=True)
         alone = np.flatnonzero(gaps[:-2] & gaps[2:]).tolist()
-        style = {"linestyle": "", "alpha": 0.45} if line.dots else {"markevery": alone}
-        axes.plot(x, y, marker=".", markersize=5, label=line.name, **style)
+        if line.dots:
+            axes.plot(x, y, ".", markersize=5, alpha=0.45, label=line.name)
+        else:
+            axes.plot(x, y, marker="." if alone else "", markevery=alone, label=line.name)
     if log_x:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
@@ -84,7 +87,9 @@ def line_figure(
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if len(lines) > 1:
-        figure.legend(loc="outside lower left", ncols=3, frameon=False)
+        # Some 54 letters have room beside each other.
+        columns = max(1, 54 // (6 + max(len(line.name) for line in lines)))
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False)
     return figure
 
 
@@ -182,52 +187,37 @@ def _line(label: str, rows: Iterable[Mapping[str, Any]], name: str) -> Line:
 def recall_figures(tally: Tally) -> list[Figure]:
     """Recall at IoU 0.5 against a cell's area and against the number of cells in its image; groups of about equal size.
 
-    Of many images, MOST_DOTS have a dot, evenly over the densities; the lines are of all.
+    A dot is an image at START_LEVEL; of many, MOST_DOTS have one, evenly over the densities. The lines are of all.
     """
-    levels = {"any score": 0, f"score ≥ {SCORE_STEPS[START_LEVEL]:g}": START_LEVEL}
-    by_size = [Line(name, recall_by_size(*tally.by_cell(level))) for name, level in levels.items()]
-    by_density = [Line(name, recall_by_density(*tally.by_image(level))) for name, level in levels.items()]
-    cells, found = tally.by_image(START_LEVEL)
-    there = cells > 0
-    each = sorted(zip(cells[there].tolist(), (100 * found[there] / cells[there]).tolist(), strict=True))
+    by_size, by_density = [], []
+    for name, level in {"any score": 0, f"score ≥ {SCORE_STEPS[START_LEVEL]:g}": START_LEVEL}.items():
+        areas, are_found = tally.by_cell(level)
+        by_size.append(Line(name, recall_against(areas, np.ones(len(areas), int), are_found)))
+        cells, found = tally.by_image(level)
+        by_density.append(Line(name, recall_against(cells, cells, found)))
+    # Of the last level, which is START_LEVEL.
+    each = sorted((count, 100 * hits / count) for count, hits in zip(cells.tolist(), found.tolist(), strict=True) if count)
     chosen = np.linspace(0, len(each) - 1, min(MOST_DOTS, len(each))).astype(int).tolist()
-    dots = Line("an image, " + by_density[-1].name, [each[place] for place in chosen], dots=True)
+    by_density.append(Line("an image", [each[place] for place in chosen], dots=True))
     figures = [
         line_figure("Recall by cell size", "area of a cell, square pixels", "cells found, %", by_size, True, (0, 100)),
-        line_figure("Recall by density", "cells in an image", "cells found, %", [*by_density, dots], True, (0, 100)),
+        line_figure("Recall by density", "cells in an image", "cells found, %", by_density, True, (0, 100)),
     ]
     return [figure for figure in figures if figure]
 
 
-def recall_by_size(areas: np.ndarray, found: np.ndarray) -> list[Point]:
-    """(median area, percent found) of up to GROUPS groups of as many cells.
+def recall_against(x: np.ndarray, cells: np.ndarray, found: np.ndarray) -> list[Point]:
+    """(median x, percent found of all cells together) of up to GROUPS groups of about as many; those of one x are joined.
 
     Args:
-        areas: N float64, square pixels. found: N bool.
+        x: N numbers, of a cell or an image. Those that are not above 0 are left out: a logarithmic axis has no place for
+            them, and nothing may be left of a cell that was annotated at the border.
+        cells: N int64, how many at this x.
+        found: N int64 or bool, how many of them are found.
     """
-    # Nothing may be left of a cell that was annotated at the border, and a logarithmic axis has no 0.
-    order = np.argsort(areas, kind="stable")[np.count_nonzero(areas <= 0) :]
-    groups = np.array_split(order, min(GROUPS, len(order))) if len(order) else []
-    return _joined([(float(np.median(areas[group])), 100 * found[group].mean(), len(group)) for group in groups])
-
-
-def recall_by_density(cells: np.ndarray, found: np.ndarray) -> list[Point]:
-    """(median number of cells, percent found of all together) of up to GROUPS groups of as many images.
-
-    Args:
-        cells: N int64, of an image. found: N int64, of them.
-    """
-    order = np.argsort(cells, kind="stable")[np.count_nonzero(cells == 0) :]
-    groups = np.array_split(order, min(GROUPS, len(order))) if len(order) else []
-    return _joined(
-        [(float(np.median(cells[g])), 100 * found[g].sum() / cells[g].sum(), int(cells[g].sum())) for g in groups]
-    )
-
-
-def _joined(groups: Sequence[tuple[float, float, int]]) -> list[Point]:
-    """Groups of the same x as one, weighted by their numbers of cells."""
-    joined = []
-    for x in sorted({x for x, _, _ in groups}):
-        same = [(y, weight) for other, y, weight in groups if math.isclose(other, x)]
-        joined.append((x, float(np.average([y for y, _ in same], weights=[weight for _, weight in same]))))
-    return joined
+    order = np.argsort(x, kind="stable")[np.count_nonzero(x <= 0) :]
+    sums: dict[float, np.ndarray] = {}
+    for group in np.array_split(order, min(GROUPS, len(order))) if len(order) else ():
+        middle = float(np.median(x[group]))
+        sums[middle] = sums.get(middle, 0) + np.array([found[group].sum(), cells[group].sum()])
+    return [(middle, float(100 * hits / there)) for middle, (hits, there) in sorted(sums.items())]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def write_html(path: Path, make: Callable[[], str]) -> Path | None:
     return path
 
 
+@cache
 def templates() -> Environment:
     """Of this folder. All text is escaped, whoever it is from."""
     environment = Environment(

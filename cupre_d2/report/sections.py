@@ -24,7 +24,7 @@ from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import as_text
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
 from cupre_d2.report.detections import START_LEVEL, read_evaluation
-from cupre_d2.report.figures import recall_figures, svg, training_figures
+from cupre_d2.report.figures import MOST_DOTS, recall_figures, svg, training_figures
 from cupre_d2.report.matching import IOU
 from cupre_d2.report.page import render_page, templates, write_html
 from cupre_d2.report.pictures import PICTURE_BYTES, DatasetPart, dataset_part
@@ -56,7 +56,7 @@ class StageResults:
     folder: Path
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """What it logged while it trained; see `read_metrics`."""
         return read_metrics(self.folder / "metrics.json")
 
@@ -140,10 +140,11 @@ def register_section(name: str, make: Make) -> None:
 
 def write_report(output_dir: Path) -> Path | None:
     """Writes OUTPUT_DIR/report.html of a finished pipeline, whose results.json is there; as `write_html`."""
-    return write_html(output_dir / REPORT, lambda: _page(PipelineResults.read(output_dir)))
+    return write_html(output_dir / REPORT, lambda: page(PipelineResults.read(output_dir)))
 
 
-def _page(pipeline: PipelineResults) -> str:
+def page(pipeline: PipelineResults) -> str:
+    """report.html's text, of all sections that can be made."""
     made = {name: _try(name, make, pipeline) for name, make in _sections.items()}
     return render_page(
         "report.html.j2",
@@ -199,14 +200,16 @@ def images(pipeline: PipelineResults) -> Markup | None:
 
 def recall(pipeline: PipelineResults) -> Markup | None:
     charts = {part.name: [svg(figure) for figure in recall_figures(part.tally)] for part in pipeline.datasets}
-    return _fill("recall", charts=charts, iou=IOU) if any(charts.values()) else None
+    if not any(charts.values()):
+        return None
+    return _fill("recall", charts=charts, start_level=START_LEVEL, iou=IOU, most_dots=MOST_DOTS)
 
 
 def training(pipeline: PipelineResults) -> Markup | None:
     best = pipeline.config["TEST"].get("BEST", {"TASK": "segm", "METRIC": "AP"})
     shown = [("bbox", "AP"), ("segm", "AP"), (best["TASK"], best["METRIC"])]
     scores = {f"{task}/{metric}": _with_unit(metric, pipeline.unit(task)) for task, metric in shown}
-    figures = {stage.name: training_figures(stage.metrics, scores) for stage in pipeline.stages}
+    figures = {stage.name: training_figures(stage.rows, scores) for stage in pipeline.stages}
     charts = {name: [svg(figure) for figure in of_stage] for name, of_stage in figures.items() if of_stage}
     return _fill("training", charts=charts) if charts else None
 

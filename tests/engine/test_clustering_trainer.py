@@ -23,6 +23,7 @@ from cupre_d2.errors import ClusteringError, ConfigError, DatasetError
 
 STAGE = "configs/mini/stages/clustering.yaml"
 UNET = {
+    "PIPELINE.TARGET": "bbbc038_types",
     "INPUT.MIN_SIZE_TEST": 0,
     "SOLVER.MAX_ITER": 7,
     "SOLVER.STEPS": "(4,)",

@@ -14,6 +14,7 @@ import torch
 AMT2 = "configs/mini/stages/amt2.yaml"
 TRAIN_NET = "tools/train_net.py"
 SCHEDULE = {
+    "PIPELINE.TARGET": "bbbc038",
     "AMT2.ROUNDS": 2,
     "AMT2.MOCO_ITERS": 5,
     "AMT2.COCO_ITERS": 5,

@@ -14,16 +14,16 @@ import torch
 KILLER = Path(__file__).with_name("killed_runs.py")
 PIPELINE = """
 PIPELINE:
-  STAGES: [{stages}/coco_pretrain.yaml, {stages}/amt2.yaml, {stages}/finetune_bbbc038_5pct.yaml]
+  STAGES: [{stages}/coco_pretrain.yaml, {stages}/amt2.yaml, {stages}/finetune.yaml]
+  TARGET: bbbc038
 """
 SCHEDULE = {
     "coco_pretrain.SOLVER.MAX_ITER": 5,
     "amt2.AMT2.ROUNDS": 2,
     "amt2.AMT2.MOCO_ITERS": 3,
     "amt2.AMT2.COCO_ITERS": 4,
-    "finetune_bbbc038_5pct.SOLVER.MAX_ITER": 6,
-    "finetune_bbbc038_5pct.TEST.EVAL_PERIOD": 3,
-    "finetune_bbbc038_5pct.DATASETS.TRAIN": "('bbbc038_train',)",
+    "finetune.SOLVER.MAX_ITER": 6,
+    "finetune.TEST.EVAL_PERIOD": 3,
     "SOLVER.CHECKPOINT_PERIOD": 2,
     "SOLVER.WARMUP_ITERS": 2,
     # Their statistics are state that no optimizer knows.
@@ -69,7 +69,7 @@ def same(one: Any, other: Any, where: str = "") -> list[str]:
 
 def check_equal(one: Path, other: Path) -> None:
     stages = sorted(path.name for path in one.glob("[0-9]_*"))
-    assert stages == ["1_coco_pretrain", "2_amt2", "3_finetune_bbbc038_5pct"]
+    assert stages == ["1_coco_pretrain", "2_amt2", "3_finetune"]
     for stage in stages:
         whole, resumed = (torch.load(folder / stage / "model_final.pth", weights_only=True) for folder in (one, other))
         assert same(whole, resumed) == [], stage
@@ -89,7 +89,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def measured(folder: Path) -> list[tuple[int, float]]:
     """Of fine-tuning, each evaluation's iteration and AP."""
-    lines = (folder / "3_finetune_bbbc038_5pct" / "metrics.json").read_text().splitlines()
+    lines = (folder / "3_finetune" / "metrics.json").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [(row["iteration"], row["bbbc038_val/segm/AP"]) for row in rows if "bbbc038_val/segm/AP" in row]
 

@@ -20,7 +20,8 @@ def write_pipeline(folder: Path) -> str:
     stages = Path("configs/mini/stages").resolve()
     file = folder / "two.yaml"
     file.write_text(
-        f"PIPELINE:\n  STAGES: [{stages}/coco_pretrain.yaml, {stages}/finetune_bbbc038_5pct.yaml]\n"
+        f"PIPELINE:\n  STAGES: [{stages}/coco_pretrain.yaml, {stages}/finetune.yaml]\n"
+        "  TARGET: bbbc038\n  SUBSET: 5pct\n"
         f"OUTPUT_DIR: {folder}/out\n"
     )
     return str(file)
@@ -40,7 +41,7 @@ def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path
     config = write_pipeline(tmp_path)
     output_dir, stages = run(config, slim)
     found = json.loads((Path(output_dir) / "results.json").read_text())
-    assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune_bbbc038_5pct"]
+    assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune"]
     assert {"AP", "AP50", "AR2000"} <= found["metrics"]["bbbc038_val"]["segm"].keys()
     assert found["config"]["SOLVER"]["MAX_ITER"] == 2
     assert list((stages[1].folder / "overlays/bbbc038_val").glob("*.png"))
@@ -52,13 +53,13 @@ def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path
     changed = [*slim, "SOLVER.BASE_LR", "0.002"]
     with pytest.raises(ConfigError, match="made with another config .SOLVER.BASE_LR .* -> 0.002.*--restart"):
         run(config, changed)
-    run(config, changed, only="finetune_bbbc038_5pct", restart=True)
+    run(config, changed, only="finetune", restart=True)
     assert modified(stages)[0] == made[0]
     assert modified(stages)[1] > made[1]
 
 
 def test_fine_tuning_starts_from_pretraining(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
-    nothing_moves = ["finetune_bbbc038_5pct.SOLVER.BASE_LR", "1e-30"]
+    nothing_moves = ["finetune.SOLVER.BASE_LR", "1e-30"]
     _, (first, second) = run(write_pipeline(tmp_path), [*slim, *nothing_moves])
     before = torch.load(first.final_checkpoint, weights_only=True)["model"]
     after = torch.load(second.final_checkpoint, weights_only=True)["model"]
@@ -69,7 +70,7 @@ def test_fine_tuning_starts_from_pretraining(small_datasets: Path, slim: list[st
 def test_folder_of_another_pipeline(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     output_dir, stages = load_stages(write_pipeline(tmp_path), slim)
     pipeline.open_folder(output_dir, stages, stages, restart=False)
-    other = ["OUTPUT_DIR", output_dir]
+    other = ["OUTPUT_DIR", output_dir, "PIPELINE.TARGET", "bbbc038"]
     _, moco = load_stages("configs/mini/stages/moco.yaml", other)
     with pytest.raises(ConfigError, match="holds another pipeline .stage 1_coco_pretrain.; --restart removes it"):
         pipeline.open_folder(output_dir, moco, moco, restart=False)
@@ -92,12 +93,12 @@ def test_free_settings_may_change(small_datasets: Path, slim: list[str], tmp_pat
         (["coco_pretrain.DATASETS.TRAIN", "('coco_2017_trian',)"], "coco_2017_trian.*coco_2017_train"),
         (["coco_pretrain.TRAINER", "DetectoinTrainer"], "TRAINER DetectoinTrainer: did you mean DetectionTrainer"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES 3: coco_2017_train has 80 classes"),
-        (["finetune_bbbc038_5pct.INPUT.MASK_FORMAT", "polygon"], "expected INPUT.MASK_FORMAT bitmask"),
+        (["finetune.INPUT.MASK_FORMAT", "polygon"], "expected INPUT.MASK_FORMAT bitmask"),
         (
-            ["finetune_bbbc038_5pct.DATASETS.TRAIN", "('bbbc038_train_0pct',)"],
+            ["finetune.DATASETS.TRAIN", "('bbbc038_train_0pct',)"],
             "0 percent; expected more than 0 and at most 100",
         ),
-        (["finetune_bbbc038_5pct.DATASETS.TRAIN", "()"], "no image to train on"),
+        (["finetune.DATASETS.TRAIN", "()"], "no image to train on"),
         (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: cells are evaluated by their masks"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER 0"),
@@ -123,15 +124,15 @@ def test_stage_before_is_not_finished(small_datasets: Path, slim: list[str], tmp
 
 def test_unknown_stage(slim: list[str], tmp_path: Path) -> None:
     _, stages = load_stages(write_pipeline(tmp_path), slim)
-    with pytest.raises(ConfigError, match="--stage finetune: no such stage; did you mean finetune_bbbc038_5pct"):
-        pipeline.select(stages, "finetune")
+    with pytest.raises(ConfigError, match="--stage finetun: no such stage; did you mean finetune"):
+        pipeline.select(stages, "finetun")
 
 
 def test_evaluators_of_the_config(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
     """What TEST.EVALUATORS asks for is in results.json and in the table."""
     opts = [*slim, "OUTPUT_DIR", str(tmp_path), "TEST.EVALUATORS", "('labels', 'cell_coco')"]
     opts += ["DATASETS.TRAIN", "('bbbc038_train',)", "TEST.OVERLAYS", "0"]
-    metrics = pipeline.run(pipeline.prepare("configs/mini/stages/finetune_bbbc038_5pct.yaml", opts))
+    metrics = pipeline.run(pipeline.prepare("configs/mini/stages/finetune.yaml", [*opts, "PIPELINE.TARGET", "bbbc038"]))
     (scores,) = metrics.values()
     assert {"bbox", "segm", "labels"} == set(scores)
     assert {"DSB2018", "AJI", "PQ", "F1_50"} <= set(scores["labels"])
@@ -142,7 +143,7 @@ def test_every_evaluation_is_kept(small_datasets: Path, slim: list[str], tmp_pat
     """Also where several lie between two lines of the log."""
     opts = [*slim, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "6", "TEST.EVAL_PERIOD", "2"]
     pipeline.train("configs/mini/scratch_bbbc038_5pct.yaml", dict(zip(opts[::2], opts[1::2], strict=True)))
-    lines = [json.loads(line) for line in (tmp_path / "1_finetune_bbbc038_5pct/metrics.json").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "1_finetune/metrics.json").read_text().splitlines()]
     # That of the last step is made after training.
     assert [line["iteration"] for line in lines if any("segm/AP" in key for key in line)] == [1, 3]
 

@@ -67,10 +67,13 @@ def test_toggles(page: Any) -> None:
 
 def test_light_and_dark(page: Any) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(colour)
+    style = "getComputedStyle(document.querySelector('#training {}'))"
+    of_chart = f"[{style.format('text')}.fill, {style.format('path[style*=line0]')}.stroke]"
+    light, chart = page.evaluate(colour), page.evaluate(of_chart)
     page.locator("#theme").click()
     dark = page.evaluate(colour)
     assert light != dark
+    assert all(now != before for now, before in zip(page.evaluate(of_chart), chart, strict=True))
     page.locator("#theme").click()
     assert page.evaluate(colour) == light
     page.emulate_media(color_scheme="dark")
@@ -80,6 +83,7 @@ def test_light_and_dark(page: Any) -> None:
 
 def test_phone(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("#training svg").first.bounding_box()["width"] == 390 - 2 * 16
     before = page.locator(".frame >> nth=0").get_attribute("aria-pressed")
     page.locator(".frame >> nth=0").click()
     assert (before, page.locator(".frame >> nth=0").get_attribute("aria-pressed")) == ("false", "true")

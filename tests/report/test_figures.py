@@ -11,8 +11,7 @@ from cupre_d2.report.figures import (
     MOST_POINTS,
     Line,
     line_figure,
-    recall_by_density,
-    recall_by_size,
+    recall_against,
     recall_figures,
     svg,
     training_figures,
@@ -67,8 +66,8 @@ def test_colours_are_the_page_s(figure: Figure) -> None:
 
 
 def test_text_stays_text() -> None:
-    text = svg(drawn(Line("a", [(1, 2)]), Line("stroke: #000000 --> & id='x'", [(1, 1)])))
-    assert "Title &lt;b&gt;" in text and "stroke: #000000 --&gt; &amp; id='x'" in text
+    text = svg(drawn(Line("a", [(1, 2)]), Line("stroke: #000000 --> & id='x' $\\a$", [(1, 1)])))
+    assert "Title &lt;b&gt;" in text and "stroke: #000000 --&gt; &amp; id='x' $\\a$" in text
 
 
 def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
@@ -129,14 +128,15 @@ def test_long_runs_are_thinned() -> None:
     assert points[:, 0] == pytest.approx(points[:, 1] + 1)
 
 
-def test_recall_by_size() -> None:
+def test_recall_against_size() -> None:
     areas = np.array([10, 10, 20, 20, 0, 30, 30])
     found = np.array([1, 0, 1, 1, 1, 0, 0], bool)
-    assert recall_by_size(areas, found) == [(10, 50), (20, 100), (30, 0)]
+    assert recall_against(areas, np.ones(7, int), found) == [(10, 50), (20, 100), (30, 0)]
 
 
-def test_recall_by_density_counts_cells_not_images() -> None:
-    assert recall_by_density(np.array([0, 4, 4, 9]), np.array([0, 4, 2, 0])) == [(4, 75), (9, 0)]
+def test_recall_against_density_counts_cells_not_images() -> None:
+    cells = np.array([0, 4, 4, 9])
+    assert recall_against(cells, cells, np.array([0, 4, 2, 0])) == [(4, 75), (9, 0)]
 
 
 def test_nothing_to_find() -> None:

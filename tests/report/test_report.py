@@ -146,6 +146,14 @@ def test_without_evaluation(tmp_path: Path) -> None:
     assert 'aria-label="Loss"' in html
 
 
+def test_a_pipeline_of_moco_alone(tmp_path: Path) -> None:
+    folder = write_output(tmp_path / "out", {}, ["not_registered"])
+    change(folder, stages=json.loads((folder / "results.json").read_text())["stages"][:1])
+    html = page(folder)
+    assert re.findall(r'<section id="(\w+)">', html) == ["metrics", "training", "stages", "rerun"]
+    assert 'aria-label="Loss"' in html and "SEED: 1" in html and "MAX_ITER: 80" not in html
+
+
 def test_labels_alone_leave_no_detections(tmp_path: Path) -> None:
     folder = write_output(tmp_path / "out", {DATASET: {"labels": {"PQ": 50.0, "F1_50": 61.0}}}, [DATASET])
     text = text_of(page(folder))
@@ -179,8 +187,9 @@ def test_crowded_images_stay_below_ten_megabytes(register: Callable[..., None], 
     folder = write_output(tmp_path / "out", METRICS, [DATASET])
     found = [result(key, box, float(score)) for key in names for box, score in zip(boxes, rng.random(2000), strict=True)]
     write_results(folder / "2_finetune", DATASET, found)
-    html = page(folder)
-    pictures = datasets_of(folder)[0].pictures
+    pipeline = PipelineResults.read(folder)
+    html = sections.page(pipeline)
+    pictures = pipeline.datasets[0].pictures
     assert len(html.encode()) < 10_000_000
     # What a picture is taken to need is what it needs, within a few percent.
     assert sum(picture.size for picture in pictures) == pytest.approx(len(html.encode()), rel=0.1)

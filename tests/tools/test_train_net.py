@@ -37,7 +37,7 @@ def test_three_stages_then_evaluation_only(dataset_root: Path, slim: list[str], 
     first = train_net(*config, *opts, root=dataset_root)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "pipeline:" in first.stdout
-    stages = ["1_coco_pretrain", "2_amt2", "3_finetune_bbbc038_5pct"]
+    stages = ["1_coco_pretrain", "2_amt2", "3_finetune"]
     assert all((tmp_path / stage / "model_final.pth").is_file() for stage in stages)
     results = json.loads((tmp_path / "results.json").read_text())
 
@@ -53,7 +53,7 @@ def test_three_stages_then_evaluation_only(dataset_root: Path, slim: list[str], 
     assert list((tmp_path / "evaluation/inference").rglob("instances_results.json"))
     assert [path.stat().st_mtime_ns for path in own] == before
     nothing = train_net(*config, "--eval-only", *opts, "DATASETS.TEST", "()", root=test_alone)
-    assert "stage finetune_bbbc038_5pct: DATASETS.TEST (): expected a data set" in error_line(nothing)
+    assert "stage finetune: DATASETS.TEST (): expected a data set" in error_line(nothing)
 
     other = train_net(*config, *opts, "SOLVER.WEIGHT_DECAY", "0.25", root=dataset_root)
     assert "was made with another config (SOLVER.WEIGHT_DECAY" in error_line(other)

@@ -201,7 +201,7 @@ def tool(
     monkeypatch.setattr(pipeline, "log_to", lambda folder: None)
 
     def run(*opts: str, config: str = CONFIG) -> tuple[int, str]:
-        base = ["OUTPUT_DIR", str(tmp_path / "out"), *slim, "finetune_bbbc038_5pct.DATASETS.TRAIN", "('bbbc038_train',)"]
+        base = ["OUTPUT_DIR", str(tmp_path / "out"), *slim, "finetune.DATASETS.TRAIN", "('bbbc038_train',)"]
         monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", config, *base, *opts])
         capsys.readouterr()
         try:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cupre_d2.engine import pipeline
-from cupre_d2.engine.evaluation import prepare_evaluation
+from cupre_d2.engine.eval_only import prepare_evaluation
 from cupre_d2.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def test_moco_detects_nothing(small_datasets: Path, slim: list[str], tmp_path: P
     weights = tmp_path / "any.pth"
     weights.touch()
     config = "configs/mini/stages/moco.yaml"
-    opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TEST", "('bbbc038_val',)"]
+    opts = [*slim, "PIPELINE.TARGET", "bbbc038", "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TEST", "('bbbc038_val',)"]
     message = r"DATASETS.TEST bbbc038_val: MoCo detects nothing; expected \(\)"
     with pytest.raises(ConfigError, match=message):
         prepare_evaluation(config, [*opts, "MODEL.WEIGHTS", str(weights)])

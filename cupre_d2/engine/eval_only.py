@@ -11,10 +11,10 @@ from detectron2.utils import comm
 
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine.pipeline import select
-from cupre_d2.engine.preflight import check_settings, check_tests
+from cupre_d2.engine.preflight import check_processes, check_settings, check_tests
 from cupre_d2.engine.results import Metrics, checkout, table, write_json
 from cupre_d2.engine.stage_trainer import test
-from cupre_d2.engine.stages import Stage, load_stages
+from cupre_d2.engine.stages import Stage, load_stages, register_datasets
 from cupre_d2.engine.trainers import build_network
 from cupre_d2.errors import CheckpointError, ConfigError
 
@@ -37,18 +37,21 @@ class Evaluation:
         return [self.stage]
 
 
-def prepare_evaluation(config_file: str, opts: Sequence[Any] = (), only: str | None = None) -> Evaluation:
+def prepare_evaluation(
+    config_file: str, opts: Sequence[Any] = (), only: str | None = None, processes: int = 1
+) -> Evaluation:
     """Checks what --eval-only needs: MODEL.WEIGHTS of `opts`, else the checkpoint of the stage (by default the last).
 
-    Training images need not be there.
+    `STAGE.MODEL.WEIGHTS` of the stage goes before `MODEL.WEIGHTS`, as in training. Training images need not be there.
 
     Raises:
         CupreError: one line on what cannot be used.
     """
     output_dir, stages = load_stages(config_file, opts)
     stage = select(stages, only)[-1]
-    given = dict(zip(opts[0::2], opts[1::2], strict=True)).get("MODEL.WEIGHTS")
-    weights = str(given or stage.final_checkpoint)
+    given = dict(zip(opts[0::2], opts[1::2], strict=True))
+    named = given.get(f"{stage.name}.MODEL.WEIGHTS") or given.get("MODEL.WEIGHTS")
+    weights = os.path.expanduser(str(named)) if named else str(stage.final_checkpoint)
     if not os.path.isfile(weights):
         raise CheckpointError(f"--eval-only: {weights}: no such file; train first or give MODEL.WEIGHTS")
     cfg = stage.cfg.clone()
@@ -57,6 +60,7 @@ def prepare_evaluation(config_file: str, opts: Sequence[Any] = (), only: str | N
     cfg.freeze()
     if not cfg.DATASETS.TEST:
         raise ConfigError(f"--eval-only: stage {stage.name}: DATASETS.TEST (): expected a data set")
+    check_processes([stage], processes)
     check_settings(cfg)
     check_tests(cfg)
     return Evaluation(output_dir, Stage(stage.name, cfg), weights)
@@ -68,6 +72,7 @@ def evaluate(job: Evaluation) -> Metrics:
     Raises:
         CheckpointError: the checkpoint does not fit the model.
     """
+    register_datasets(job.stages)
     commit = checkout()
     cfg = job.stage.cfg
     model = build_network(cfg)
