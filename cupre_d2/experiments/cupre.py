@@ -56,9 +56,9 @@ PICTURES = (
 
 
 class Cupre(Table):
-    """Table II of CUPre: arms (names, or paths of YAML files) x annotated percents x seeds, which are of the annotated subset
-    and of fine-tuning; pre-training is done once. The learning rate of fine-tuning is chosen an arm and percent on the
-    validation images, with the first seed; the test images are read once, by the chosen runs.
+    """Table II of CUPre: arms (names, or paths of YAML files) x annotated percents x seeds, which are of the annotated
+    subset and of fine-tuning; pre-training is done once. The learning rate of fine-tuning is chosen an arm and percent on
+    the validation images, with the first seed; the test images are read once, by the chosen runs.
     """
 
     title = "arms of CUPre"

@@ -126,8 +126,8 @@ class EvaluatedSets:
 
 
 class NeuralGas(Table):
-    """Deep clustering: one segmentation network, the baseline; then algorithms x numbers of clusters x seeds, which are those
-    of the samples, their clusters and the training on them. Networks are evaluated at the end of their own stages.
+    """Deep clustering: one segmentation network, the baseline; then algorithms x numbers of clusters x seeds, which are
+    those of the samples, their clusters and the training on them. Networks are evaluated at the end of their own stages.
     """
 
     title = "deep clustering"

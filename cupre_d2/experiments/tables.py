@@ -296,7 +296,13 @@ TABLES: dict[str, Table] = {}
 
 
 def register_table(name: str, table: Table) -> None:
-    """Makes a table known to reproduce's --table, and its lists to reproduce's options."""
+    """Makes a table known to reproduce's --table, and its lists to reproduce's options.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in TABLES:
+        raise ConfigError(f"table {name!r} is registered already; expected another name")
     table.name = name
     TABLES[name] = table
 

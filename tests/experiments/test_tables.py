@@ -166,6 +166,8 @@ def test_a_project_registers_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Experiment(table, "bbbc005", Path("configs"), {"seeds": (0, 1)})
     assert [run._asdict() for run in table.runs(made)] == [{"seed": 0}, {"seed": 1}]
     assert made.identity()["table"] == "counting" and "chosen_by" not in made.identity()
+    with pytest.raises(ConfigError, match="table 'counting' is registered already"):
+        tables.register_table("counting", Counting())
 
 
 def save(made: Experiment, results: Path) -> None:
