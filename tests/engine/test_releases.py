@@ -56,9 +56,7 @@ def test_what_cannot_go_on_names_the_release(left: tuple[Path, dict[str, str]]) 
     with pytest.raises(ConfigError, match=r"SOLVER.BASE_LR .* -> 0.5, made by cupre_d2 0\.1\.0; this is"):
         pipeline.prepare(str(ROOT / "configs/quickstart.yaml"), [*opts, "SOLVER.BASE_LR", "0.5"])
     (folder / "3_finetune_cells_5pct").rename(folder / "3_finetune_bbbc038_5pct")
-    with pytest.raises(
-        ConfigError, match=r"another pipeline \(stage 3_finetune_bbbc038_5pct, made by cupre_d2 0\.1\.0; "
-    ):
+    with pytest.raises(ConfigError, match=r"another pipeline \(stage 3_finetune_bbbc038_5pct, made by cupre_d2 0\.1\.0; "):
         pipeline.prepare(str(ROOT / "configs/quickstart.yaml"), opts)
 
 
