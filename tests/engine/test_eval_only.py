@@ -18,3 +18,13 @@ def test_moco_detects_nothing(small_datasets: Path, slim: list[str], tmp_path: P
         prepare_evaluation(config, [*opts, "MODEL.WEIGHTS", str(weights)])
     with pytest.raises(ConfigError, match=message):
         pipeline.prepare(config, opts)
+
+
+def test_weights_of_the_stage_go_before_those_of_all(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    for name in ("all.pth", "own.pth"):
+        (tmp_path / name).touch()
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", str(tmp_path / "all.pth")]
+    config = "configs/mini/scratch_bbbc038_5pct.yaml"
+    assert prepare_evaluation(config, opts).weights == str(tmp_path / "all.pth")
+    own = ["finetune.MODEL.WEIGHTS", str(tmp_path / "own.pth")]
+    assert prepare_evaluation(config, [*opts, *own]).weights == str(tmp_path / "own.pth")

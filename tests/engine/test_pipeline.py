@@ -1,18 +1,20 @@
 import json
 import logging
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cupre_d2.engine import pipeline, preemption, results
+from cupre_d2.engine import lock, pipeline, preemption, results
 from cupre_d2.engine.results import StageRecord, table
 from cupre_d2.engine.stage_trainer import StageTrainer
 from cupre_d2.engine.stages import Stage, load_stages
-from cupre_d2.errors import CheckpointError, ConfigError, ResultsError
+from cupre_d2.errors import CheckpointError, ConfigError, DatasetError, ResultsError
 
 
 def write_pipeline(folder: Path) -> str:
@@ -211,3 +213,67 @@ def test_the_commit_is_of_what_decides_results(tmp_path: Path, monkeypatch: pyte
     # As in the site-packages of an environment that lies in a checkout of something else.
     monkeypatch.setattr(results, "ROOT", tmp_path / "cupre_d2")
     assert results.checkout() == "unknown"
+
+
+def test_a_restart_removes_nothing_before_all_is_checked(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    """Neither for a number of processes that cannot share a batch, nor in a process that is not the first."""
+    config = "configs/mini/scratch_bbbc038_5pct.yaml"
+    opts = [*slim, "OUTPUT_DIR", str(tmp_path)]
+    _, (stage,) = run(config, opts)
+    lock.release(tmp_path)
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH 2: expected a positive multiple of the processes .3."):
+        pipeline.prepare(config, opts, restart=True, processes=3)
+    assert stage.final_checkpoint.is_file()
+    pipeline.prepare(config, opts, restart=True, first=False)
+    assert stage.final_checkpoint.is_file()
+    pipeline.prepare(config, opts, restart=True)
+    assert not stage.final_checkpoint.exists()
+
+
+def test_a_stage_alone_leaves_results_and_a_report(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
+    overrides = dict(zip(slim[::2], slim[1::2], strict=True)) | {"OUTPUT_DIR": str(tmp_path)}
+    config = write_pipeline(tmp_path)
+    pipeline.train(config, overrides, only="coco_pretrain")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain"]
+    assert found["config"]["DATASETS"]["TRAIN"] == ["coco_2017_train"]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opts = ["OUTPUT_DIR", "~/out", "MODEL.WEIGHTS", "~/start.pth", "finetune.MODEL.BACKBONE_WEIGHTS", "~/backbone.pth"]
+    output_dir, (first, second) = load_stages("configs/mini/coco_bbbc038_5pct.yaml", opts)
+    assert output_dir == str(tmp_path / "out") and first.folder == tmp_path / "out/1_coco_pretrain"
+    assert str(tmp_path / "start.pth") == first.cfg.MODEL.WEIGHTS
+    assert str(tmp_path / "backbone.pth") == second.cfg.MODEL.BACKBONE_WEIGHTS
+
+
+def test_without_coco_the_error_names_what_needs_none(slim: list[str], tmp_path: Path) -> None:
+    _, stages = load_stages("configs/mini/cupre_bbbc038_5pct.yaml", [*slim, "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(
+        DatasetError, match="coco_2017_trian.*; pipelines without stage coco_pretrain: .*scratch.yaml"
+    ) as ended:
+        stages[0].cfg.defrost()
+        stages[0].cfg.DATASETS.TRAIN = ("coco_2017_trian",)
+        pipeline.check(stages, stages, restart=False)
+    assert "coco.yaml" not in str(ended.value) and "5pct" not in str(ended.value)
+
+
+TRAINED_BY_A_SCRIPT = """
+import sys
+from cupre_d2.engine import train
+metrics = train(sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_trains_under_torchrun(dataset_root: Path, slim: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TRAINED_BY_A_SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    opts = ["configs/mini/scratch_bbbc038_5pct.yaml", *slim, "OUTPUT_DIR", str(tmp_path / "out")]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(dataset_root), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*torchrun, *opts], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "segm" in json.loads((tmp_path / "out/results.json").read_text())["metrics"]["bbbc038_val"]

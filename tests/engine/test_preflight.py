@@ -1,5 +1,6 @@
 """What is checked before anything trains: a data set's classes, what several processes share."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from cupre_d2.config import default_config
-from cupre_d2.data import register_cell_dataset
+from cupre_d2.data import get_records, register_cell_dataset
 from cupre_d2.engine.distributed import launch
-from cupre_d2.engine.preflight import check_annotated, check_detection, check_processes
+from cupre_d2.engine.preflight import check_annotated, check_detection, check_processes, say_what_does_not_fit
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, DatasetError
 from tests.conftest import write_coco
@@ -72,3 +73,27 @@ def test_what_two_processes_cannot_share(
 def test_several_machines_need_an_address() -> None:
     with pytest.raises(ConfigError, match="--dist-url: missing; several machines need that of the first"):
         launch(print, 1, 2, 0, None, ())
+
+
+def fits(caplog: pytest.LogCaptureFixture, *opts: object) -> str:
+    """What is said of cells of 10 to 20 pixels, 6 an image."""
+    cfg = default_config()
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "INPUT.MIN_SIZE_TEST", 0, *opts])
+    caplog.clear()
+    say_what_does_not_fit(cfg, f"cells{len(opts)}{opts}", get_records("bbbc038_val"))
+    return caplog.text
+
+
+def test_limits_and_anchors_that_do_not_fit(
+    small_datasets: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cupre_d2"), "propagate", True)
+    small = "MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32]]
+    assert fits(caplog, *small) == ""
+    said = fits(caplog, *small, "TEST.DETECTIONS_PER_IMAGE", 4)
+    assert "up to 6 cells an image, but TEST.DETECTIONS_PER_IMAGE 4" in said
+    assert "MODEL.RPN.POST_NMS_TOPK_TEST 5" in fits(caplog, *small, "MODEL.RPN.POST_NMS_TOPK_TEST", 5)
+    said = fits(caplog, "MODEL.ANCHOR_GENERATOR.SIZES", [[64], [128]])
+    assert "100 % of its cells, of 11 to 21 pixels" in said and "more than 2 times smaller or larger than any anchor" in said
+    # Enlarged to eight times their size they fit.
+    assert fits(caplog, "MODEL.ANCHOR_GENERATOR.SIZES", [[64], [128]], "INPUT.MIN_SIZE_TEST", 768) == ""
