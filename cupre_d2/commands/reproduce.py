@@ -18,8 +18,8 @@ from cupre_d2.engine.stages import SHIPPED
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import cupre, neural_gas  # noqa: F401 (registers the tables)
 from cupre_d2.experiments.engines import ENGINES
+from cupre_d2.experiments.origin import Origin, beside, check_earlier
 from cupre_d2.experiments.plan import Plan
-from cupre_d2.experiments.results import Origin, beside, check_earlier
 from cupre_d2.experiments.tables import TABLES, Experiment, read_grid
 
 # Folders of the pipelines' configs below configs/.

@@ -9,9 +9,9 @@ import pandas as pd
 from cupre_d2.data import get_records
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.figures import bars, curves
+from cupre_d2.experiments.blocks import Block, Gallery, Heading, Links, Plot
 from cupre_d2.experiments.frames import paired, text_table, where, with_spread
-from cupre_d2.experiments.pages import Block, Gallery, Heading, Links, Plot
+from cupre_d2.experiments.plots import bars, curves
 from cupre_d2.experiments.tables import (
     ARMS,
     SEEDS,

@@ -60,14 +60,24 @@ def text_table(
     """A table for people, a row for each combination of values of some columns, in their order.
 
     Args:
-        rows: headers by these columns.
+        rows: headers by these columns; a value that is missing is "-".
         columns: the text of the others by header, each from the rows of the frame that a row of the table is of.
     """
     body = []
-    for values, group in frame.groupby([*rows], sort=False):
-        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        body.append([*shown, *(text(group) for text in columns.values())])
+    for values, group in frame.groupby([*rows], sort=False, dropna=False):
+        body.append([*map(short, values), *(text(group) for text in columns.values())])
     return pd.DataFrame(body, columns=[*rows.values(), *columns])
+
+
+def short(value: Any) -> str:
+    """Of a column of runs, for people; "-" for what a run does not have.
+
+    >>> short(5.0), short("coco"), short(None)
+    ('5', 'coco', '-')
+    """
+    if pd.isna(value):
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def paired(frame: pd.DataFrame, column: str, value: Any, control: Any, on: Sequence[str]) -> list[float]:

@@ -17,10 +17,10 @@ from cupre_d2.engine.pseudo_labels import ALGORITHMS
 from cupre_d2.engine.results import Metrics, broken
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, DatasetError
-from cupre_d2.experiments.figures import error_bars
+from cupre_d2.experiments.blocks import Block, Gallery, Heading, Links, Plot
 from cupre_d2.experiments.frames import text_table, where, with_spread
 from cupre_d2.experiments.latents import draw_map, latent_map
-from cupre_d2.experiments.pages import Block, Gallery, Heading, Links, Plot
+from cupre_d2.experiments.plots import error_bars
 from cupre_d2.experiments.tables import (
     SEEDS,
     Experiment,
@@ -255,9 +255,8 @@ def headline(scores: pd.DataFrame, baseline: Mapping[str, float]) -> pd.DataFram
         return with_spread(values) + gain
 
     columns = {part: partial(text, part) for part in PARTS}
-    filled = scores.assign(clusters=scores["clusters"].map(lambda value: "-" if value is None else value))
     seeds = {"seeds": lambda of_row: str(len(of_row) // len(PARTS))}
-    return text_table(filled, {"algorithm": "clusters by", "clusters": "k"}, columns | seeds)
+    return text_table(scores, {"algorithm": "clusters by", "clusters": "k"}, columns | seeds)
 
 
 def statistics_table(statistics: pd.DataFrame) -> pd.DataFrame:

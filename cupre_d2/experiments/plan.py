@@ -6,9 +6,9 @@ from typing import Any
 
 from cupre_d2.data import get_records
 from cupre_d2.experiments import runner
-from cupre_d2.experiments.frames import tidy
-from cupre_d2.experiments.pages import write_markdown, write_report
-from cupre_d2.experiments.results import Origin, write_numbers
+from cupre_d2.experiments.blocks import write_markdown, write_report
+from cupre_d2.experiments.frames import short, tidy
+from cupre_d2.experiments.origin import Origin, write_numbers
 from cupre_d2.experiments.tables import Experiment, FinishedRun, FinishedTable, Run, values_of
 from cupre_d2.experiments.tasks import EvaluationTask, Task, TaskList
 
@@ -96,7 +96,7 @@ class Plan:
         will_run = not self._column or self._combination(run) in self.chosen() or (run in self.trials and not is_test)
         if not will_run:
             values[self._column] = "to be chosen"
-        return [f"{column.replace('_', ' ')} {_short(value)}" for column, value in values.items()]
+        return [f"{column.replace('_', ' ')} {short(value)}" for column, value in values.items()]
 
     def finished(self) -> list[FinishedRun]:
         tests = self.tests()
@@ -141,11 +141,7 @@ def _first_column(runs: Iterable[Run]) -> list[str]:
     """Whose stage it is, where several runs share it."""
     column = next(iter(runs))._fields[0]  # type: ignore[call-overload]
     values = [*dict.fromkeys(getattr(run, column) for run in runs)]
-    return [f"{column}{'s' if len(values) > 1 else ''} {', '.join(map(_short, values))}"]
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return [f"{column}{'s' if len(values) > 1 else ''} {', '.join(map(short, values))}"]
 
 
 def _state(item: Task | EvaluationTask, paces: Mapping[str, float]) -> str:

@@ -16,9 +16,9 @@ import yaml
 
 from cupre_d2.data.targets import Target, register_dataset_file, target
 from cupre_d2.engine.results import Metrics
-from cupre_d2.engine.stages import Stage, load_stages
+from cupre_d2.engine.stages import Stage, find_config, load_stages
 from cupre_d2.errors import ConfigError, closest
-from cupre_d2.experiments.pages import Block
+from cupre_d2.experiments.blocks import Block
 from cupre_d2.experiments.tasks import EvaluationTask, Task
 
 # A point of a grid: a named tuple of the table's columns.
@@ -72,7 +72,7 @@ class Experiment:
         dataset: the target's name.
         folder: where the configs are.
         grid: the lists of values that are combined.
-        overrides: for all pipelines, as on train_net.py's command line; `STAGE.KEY` reaches those that have the stage.
+        overrides: for all pipelines, as on train's command line; `STAGE.KEY` reaches those that have the stage.
         file: of own data sets, as --datasets names it; "" for none.
     """
 
@@ -128,12 +128,11 @@ class Experiment:
         return files
 
     def _file(self, arm: str) -> Path:
-        file = Path(arm).expanduser() if _is_path(arm) else self.folder / f"{arm}.yaml"
+        file = Path(find_config(arm)) if _is_path(arm) else self.folder / f"{arm}.yaml"
         if not file.is_file():
-            known = [path.stem for path in file.parent.glob("*.yaml")]
-            raise ConfigError(
-                f"{file}: no such arm; {closest(file.stem, known) if known else 'the folder has no YAML file'}"
-            )
+            known = [path.stem for path in file.parent.glob("*.yaml") if "\nPIPELINE:" in f"\n{path.read_text()}"]
+            hint = closest(file.stem, known) if known else "the folder has no pipeline"
+            raise ConfigError(f"{file}: no such arm; {hint}")
         return file
 
     def stages(self, arm: str, values: Mapping[str, Any], subset: str = "") -> list[Stage]:
@@ -148,11 +147,9 @@ class Experiment:
         if len(self.overrides) % 2:
             raise ConfigError(f"overrides come as KEY value pairs; {self.overrides[-1]!r} has no value")
         last = self._stage_names[arm][-1]
-        chosen = {
-            **self._target_keys,
-            "PIPELINE.SUBSET": subset,
-            **{f"{last}.{key}": value for key, value in values.items()},
-        }
+        chosen = {**self._target_keys, **{f"{last}.{key}": value for key, value in values.items()}}
+        if subset:
+            chosen["PIPELINE.SUBSET"] = subset
         for key in self.overrides[::2]:
             if key in chosen or (subset and key == f"{last}.DATASETS.TRAIN"):
                 raise ConfigError(f"{key}: set by the lists of the table (see --help); expected no override of it")
@@ -160,7 +157,7 @@ class Experiment:
         return load_stages(str(self.arms[arm]), opts)[1]
 
     @property
-    def _target_keys(self) -> dict[str, str]:
+    def _target_keys(self) -> dict[str, Any]:
         # A file's own target goes without a name.
         keys = {} if self._own else {"PIPELINE.TARGET": self.target.name}
         return {**keys, "DATASETS.FILE": self.file} if self.file else keys

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from cupre_d2.experiments import figures
+from cupre_d2.experiments import plots
 from cupre_d2.experiments.frames import paired, text_table, tidy, where, with_spread
 
 SCORES = pd.DataFrame(
@@ -57,7 +57,7 @@ def test_curves_have_a_mean_where_all_seeds_have_a_value() -> None:
         ("cupre", 10, 0, 160, 8.0, 12.0),
     ]
     frame = pd.DataFrame(rows, columns=["arm", "percent", "seed", "iterations", "epochs", "value"])
-    figure = figures.curves(frame, "epochs", "arm", ("epochs", "AP"), "percent", "{:g} % annotated", "iterations")
+    figure = plots.curves(frame, "epochs", "arm", ("epochs", "AP"), "percent", "{:g} % annotated", "iterations")
     assert [axes.get_title() for axes in figure.axes] == ["5 % annotated", "10 % annotated"]
     assert lines(figure) == [
         ("C0", "", [[8, 3], [16, 6]]),
@@ -69,16 +69,16 @@ def test_curves_have_a_mean_where_all_seeds_have_a_value() -> None:
     ]
     # An arm keeps its colour where others have no run.
     assert lines(figure, 1) == [("C1", "", [[8, 12]]), ("C1", "cupre", [[8, 12]])]
-    figures.curves(frame[:0], "epochs", "arm", ("epochs", "AP"), "percent").draw_without_rendering()
+    plots.curves(frame[:0], "epochs", "arm", ("epochs", "AP"), "percent").draw_without_rendering()
 
 
 def test_curves_go_by_x_in_whatever_order_they_were_asked_for() -> None:
-    by_percent = lines(figures.curves(SCORES[::-1], "percent", "arm", ("", "")))
+    by_percent = lines(plots.curves(SCORES[::-1], "percent", "arm", ("", "")))
     assert ("C0", "", [[5, 13], [10, 30]]) in by_percent
 
 
 def test_bars_are_in_the_papers_order_with_the_arms_colours() -> None:
-    figure = figures.bars(where(SCORES, percent=5), "arm", "AP", ("cupre", "cuprepp", "coco"))
+    figure = plots.bars(where(SCORES, percent=5), "arm", "AP", ("cupre", "cuprepp", "coco"))
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["cupre", "coco"]
     assert [bar.get_height() for bar in axes.patches] == [17.0, 15.0]
@@ -89,7 +89,7 @@ def test_bars_are_in_the_papers_order_with_the_arms_colours() -> None:
 def test_error_bars_go_by_x_with_a_baseline() -> None:
     rows = [("gas", 50, 0, 41.0), ("gas", 50, 1, 43.0), ("means", 5, 0, 30.0), ("gas", 5, 0, 40.0)]
     frame = pd.DataFrame(rows, columns=["algorithm", "clusters", "seed", "value"]).assign(part="known")
-    figure = figures.error_bars(frame, "clusters", "algorithm", ("k", "MAP"), "part", baselines={"known": 35.0})
+    figure = plots.error_bars(frame, "clusters", "algorithm", ("k", "MAP"), "part", baselines={"known": 35.0})
     points = [np.asarray(container.lines[0].get_xydata()) for container in figure.axes[0].containers]
     assert points[0].tolist() == [[5, 40], [50, 42]] and points[1][0] == pytest.approx([5.2, 30])
     assert figure.axes[0].get_xscale() == "log" and ("black", "baseline", [[0, 35], [1, 35]]) in lines(figure)

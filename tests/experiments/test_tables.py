@@ -10,7 +10,7 @@ import yaml
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import cupre, neural_gas, tables  # noqa: F401
-from cupre_d2.experiments.results import check_earlier
+from cupre_d2.experiments.origin import check_earlier
 from cupre_d2.experiments.tables import SEEDS, TABLES, Experiment, Table, read_grid
 
 MINI = Path("configs/mini")

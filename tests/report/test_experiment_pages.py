@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cupre_d2.data import get_records
-from cupre_d2.experiments import cupre, figures
+from cupre_d2.experiments import cupre, plots
+from cupre_d2.experiments.blocks import Block, Gallery, Heading, Links, Plot, write_markdown, write_report
 from cupre_d2.experiments.frames import tidy
-from cupre_d2.experiments.pages import Block, Gallery, Heading, Links, Plot, write_markdown, write_report
-from cupre_d2.experiments.results import Origin, write_numbers
+from cupre_d2.experiments.origin import Origin, write_numbers
 from cupre_d2.experiments.tables import TABLES, Experiment, FinishedRun, FinishedTable
 from cupre_d2.experiments.tasks import EvaluationTask, Task
 from cupre_d2.report import detections
@@ -145,9 +145,9 @@ def test_colours(score: float, drawn: bool, register: Callable[..., None], tmp_p
     register("cells", {1: [annotation((5, 5, 10, 10)), annotation((40, 5, 10, 10))]}, NAMES)
     found = [result(1, (5, 5, 10, 10), score), result(1, (60, 40, 10, 10), score)]
     images = read_images(write_results(tmp_path, "cells", found), "cells", True, [1])
-    axes = figures.gallery({"one": images, "two": images}, (0.1, 99.9)).axes[0]
+    axes = plots.gallery({"one": images, "two": images}, (0.1, 99.9)).axes[0]
     canvas = np.asarray(axes.get_images()[0].get_array())
-    has = {name: (canvas == getattr(figures, name)).all(-1).any() for name in ("FOUND", "FALSE", "MISSED")}
+    has = {name: (canvas == getattr(plots, name)).all(-1).any() for name in ("FOUND", "FALSE", "MISSED")}
     assert has == {"FOUND": drawn, "FALSE": drawn, "MISSED": True}
     assert axes.get_xlabel() == ("1 found, 1 false, 1 missed" if drawn else "0 found, 0 false, 2 missed")
     assert len(axes.texts) == (2 if drawn else 0)
@@ -161,7 +161,7 @@ def test_pictures_have_the_contrast_that_the_model_saw(register: Callable[..., N
     for percentiles, brightest in (([0.1, 99.9], 255), ([], 19)):
         config = {**CONFIG, "INPUT": {"PERCENTILES": percentiles}}
         gallery = Gallery({"one": found}, "dark", [1], config, "_arms.jpg", "arms")
-        shown = figures.gallery({"one": read_images(found, "dark", True, [1])}, gallery.percentiles)
+        shown = plots.gallery({"one": read_images(found, "dark", True, [1])}, gallery.percentiles)
         assert np.asarray(shown.axes[0].get_images()[0].get_array()).max() == brightest
 
 

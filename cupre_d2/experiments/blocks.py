@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from cupre_d2.data.images import Percentiles
-from cupre_d2.experiments import figures
-from cupre_d2.experiments.results import Origin, beside
+from cupre_d2.experiments import plots
+from cupre_d2.experiments.origin import Origin, beside
 from cupre_d2.report.detections import read_evaluation, read_images
 from cupre_d2.report.figures import svg
 from cupre_d2.report.page import render_page, write_html
@@ -87,7 +87,7 @@ Block: TypeAlias = str | pd.DataFrame | Heading | Plot | Gallery | Links
 
 
 def write_markdown(results: Path, title: str, origin: Origin, blocks: Sequence[Block]) -> None:
-    """RESULTS.md and its figures. It begins with where the numbers come from, and what people have to say of them.
+    """RESULTS.md and its plots. It begins with where the numbers come from, and what people have to say of them.
 
     That is RESULTS_notes.md, which is theirs: the page is made anew each time.
 
@@ -115,7 +115,7 @@ def _markdown(results: Path, blocks: Sequence[Block]) -> Iterator[str]:
         elif isinstance(block, Plot | Gallery):
             file = beside(results, block.ending)
             if isinstance(block, Gallery):
-                figure = figures.gallery(_images(block), block.percentiles)
+                figure = plots.gallery(_images(block), block.percentiles)
                 figure.savefig(file, dpi=110, pil_kwargs={"quality": 85})
             else:
                 block.figure.savefig(file, dpi=DPI)
