@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from cupre_d2.data import get_records
 from cupre_d2.engine.stages import Stage
@@ -72,11 +73,8 @@ class Cupre(Table):
     chosen = "learning_rates"
 
     def stages(self, experiment: Experiment, run: Run) -> list[Stage]:
-        values = {
-            "DATASETS.TEST": (experiment.one_of("val"),),
-            "SEED": run.seed,
-            "SOLVER.BASE_LR": run.learning_rate,
-        }
+        validation = (experiment.one_of("val"),)
+        values = {"DATASETS.TEST": validation, "SEED": run.seed, "SOLVER.BASE_LR": run.learning_rate}
         stages = experiment.stages(run.arm, values, f"{run.percent:g}pct_seed{run.seed}")
         evaluators = stages[-1].cfg.TEST.EVALUATORS
         if "cell_coco" not in evaluators:
@@ -93,7 +91,7 @@ class Cupre(Table):
             **values_of(finished.run),
             "validation": metrics[validation],
             "test": metrics[experiment.one_of("test")],
-            "validation_curve": [{"ap" if key == "value" else key: point[key] for key in point} for point in curve],
+            "validation_curve": [{"iterations": done, "epochs": epochs, "ap": ap} for done, epochs, ap in curve],
         }
 
     def blocks(self, finished: FinishedTable) -> list[Block]:
@@ -102,35 +100,48 @@ class Cupre(Table):
         test, validation = (where(scores, dataset=experiment.one_of(role)) for role in ("test", "val"))
         masks = where(test, task="segm")
         fewest = where(masks, percent=min(experiment.grid["percents"]))
-        by_epoch = curves(
-            learning(finished).sort_values("percent", kind="stable"),
-            "epochs",
-            "arm",
-            ("epochs of fine-tuning", "mask AP, validation images (%)"),
-            panel="percent",
-            title="{:g} % annotated",
-            # Epochs are quotients.
-            at="iterations",
-        )
-        by_fraction = curves(masks, "percent", "arm", ("annotated training images (%)", "mask AP, test images (%)"))
-        blocks: list[Block] = [
-            *(Heading("Average precision"), SCORE, headline(test), PAIRED, differences(masks)),
-            *(Heading("With more annotated images, and with more epochs"), FRACTIONS),
-            *(Plot(by_fraction, ".png", "mask AP against the annotated share"), EPOCHS),
-            Plot(by_epoch, "_epochs.png", "mask AP against epochs"),
-        ]
+        reports = {f"{run.arm}, {run.percent:g} %, seed {run.seed}": task.report for run, task in finished.tasks().items()}
+        ablation: list[Block] = []
         if ABLATED & {*fewest["arm"]}:
             figure = bars(fewest, "arm", "mask AP, test images (%)", ABLATION)
-            blocks += [Heading("Ablation"), ABLATIONS, Plot(figure, "_ablation.png", "ablation")]
-        links = {f"{run.arm}, {run.percent:g} %, seed {run.seed}": task.report for run, task in finished.tasks().items()}
+            ablation = [Heading("Ablation"), ABLATIONS, Plot(figure, "_ablation.png", "ablation")]
         return [
-            *(*blocks, Heading("Runs"), RATES, rates(where(validation, task="segm")), Links(links)),
-            *(Heading("The same images, arm by arm"), PICTURES, gallery(finished)),
+            Heading("Average precision"),
+            SCORE,
+            headline(test),
+            PAIRED,
+            differences(masks),
+            Heading("With more annotated images, and with more epochs"),
+            FRACTIONS,
+            Plot(by_fraction(masks), ".png", "mask AP against the annotated share"),
+            EPOCHS,
+            Plot(by_epoch(learning(finished)), "_epochs.png", "mask AP against epochs"),
+            *ablation,
+            Heading("Runs"),
+            RATES,
+            rates(where(validation, task="segm")),
+            Links(reports),
+            Heading("The same images, arm by arm"),
+            PICTURES,
+            gallery(finished),
         ]
+
+
+def by_fraction(masks: pd.DataFrame) -> Figure:
+    """Fig. 4."""
+    return curves(masks, "percent", "arm", ("annotated training images (%)", "mask AP, test images (%)"))
+
+
+def by_epoch(learned: pd.DataFrame) -> Figure:
+    """Fig. 3, a panel a fraction."""
+    learned = learned.sort_values("percent", kind="stable")
+    labels = ("epochs of fine-tuning", "mask AP, validation images (%)")
+    # By iterations, as epochs are quotients.
+    return curves(learned, "epochs", "arm", labels, panel="percent", title="{:g} % annotated", at="iterations")
 
 
 def learning(finished: FinishedTable) -> pd.DataFrame:
-    """Fig. 3: "value" is mask AP on the validation images, a row an evaluation while a run was fine-tuned."""
+    """What Fig. 3 shows: "value" is mask AP on the validation images, a row an evaluation while a run was fine-tuned."""
     found = zip(finished.runs, finished.entries, strict=True)
     rows = [{**one.run._asdict(), **point} for one, entry in found for point in entry["validation_curve"]]
     columns = [*finished.experiment.table.columns, "iterations", "epochs", "ap"]

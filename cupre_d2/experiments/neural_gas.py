@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from detectron2.config import CfgNode
+from matplotlib.figure import Figure
 
 from cupre_d2.data import get_records
 from cupre_d2.data.targets import Target, target
@@ -47,6 +48,7 @@ STATISTICS = {
     "type_entropy_mean": "entropy of a type",
     "type_entropy_std": "its std over types",
 }
+K = "clusters (k)"
 # Pictures of more images are too small to see.
 MOST_IMAGES = 4
 
@@ -177,37 +179,42 @@ class NeuralGas(Table):
         scores, statistics = where(finished.frame, metric="MAP"), where(finished.frame, task="clusters")
         of_baseline = where(scores, algorithm=BASELINE)
         baseline = dict(zip(of_baseline["dataset"], of_baseline["value"], strict=True))
-        titled = {part if part == "all" else f"{part} types": part for part in PARTS}
-        clustered = scores[scores["algorithm"] != BASELINE].assign(
-            part=lambda rows: rows["dataset"].map({part: title for title, part in titled.items()})
-        )
-        map_plot = error_bars(
-            clustered,
-            "clusters",
-            "algorithm",
-            ("clusters (k)", "MAP (%)"),
-            "part",
-            baselines={title: baseline[part] for title, part in titled.items()},
-        )
-        spread = where(statistics, metric="type_entropy_std")
         tasks = finished.tasks()
-        first = tasks[self.run(BASELINE)]
-        found = latent_map(pipeline(experiment)[-1].cfg, first.checkpoint, sets.names("all"))
-        blocks: list[Block] = [
-            *(Heading("MAP before and after"), str(sets), SCORE, headline(scores, baseline)),
-            *(Heading("With more clusters"), SCORES, Plot(map_plot, ".png", "MAP against the number of clusters")),
-            *(Heading("Clusters"), STATISTIC, statistics_table(statistics)),
-        ]
-        if len(spread):
-            labels = ("clusters (k)", "std over types of the normalised entropy")
-            figure = error_bars(spread, "clusters", "algorithm", labels)
-            blocks += [ENTROPIES, Plot(figure, "_entropy.png", "entropy against the number of clusters")]
-        links = {" ".join(map(str, values_of(run).values())): task.report for run, task in tasks.items()}
+        checkpoint = tasks[self.run(BASELINE)].checkpoint
+        latents = latent_map(pipeline(experiment)[-1].cfg, checkpoint, sets.names("all"))
+        entropy: list[Block] = []
+        if len(spread := where(statistics, metric="type_entropy_std")):
+            figure = error_bars(spread, "clusters", "algorithm", (K, "std over types of the normalised entropy"))
+            entropy = [ENTROPIES, Plot(figure, "_entropy.png", "entropy against the number of clusters")]
         return [
-            *(*blocks, Heading("Latent space"), LATENTS, Plot(draw_map(found), "_latents.png", "latent space", raster=True)),
-            *(Heading("The same images, before and after"), PICTURES, gallery(finished)),
-            *(Heading("Runs"), Links(links)),
+            Heading("MAP before and after"),
+            str(sets),
+            SCORE,
+            headline(scores, baseline),
+            Heading("With more clusters"),
+            SCORES,
+            Plot(by_clusters(scores, baseline), ".png", "MAP against the number of clusters"),
+            Heading("Clusters"),
+            STATISTIC,
+            statistics_table(statistics),
+            *entropy,
+            Heading("Latent space"),
+            LATENTS,
+            Plot(draw_map(latents), "_latents.png", "latent space", raster=True),
+            Heading("The same images, before and after"),
+            PICTURES,
+            gallery(finished),
+            Heading("Runs"),
+            Links({" ".join(map(str, values_of(run).values())): task.report for run, task in tasks.items()}),
         ]
+
+
+def by_clusters(scores: pd.DataFrame, baseline: Mapping[str, float]) -> Figure:
+    """Fig. 6 and 7, a panel a part."""
+    titles = {part: part if part == "all" else f"{part} types" for part in PARTS}
+    shown = scores[scores["algorithm"] != BASELINE].replace({"dataset": titles})
+    baselines = {title: baseline[part] for part, title in titles.items()}
+    return error_bars(shown, "clusters", "algorithm", (K, "MAP (%)"), "dataset", baselines=baselines)
 
 
 def pipeline(experiment: Experiment, run: Run | None = None) -> list[Stage]:

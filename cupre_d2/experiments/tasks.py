@@ -125,8 +125,8 @@ class Task:
             return -math.inf
         return value if best["HIGHER"] else -value
 
-    def curve(self, dataset: str, task: str, metric: str) -> list[dict[str, float]]:
-        """What a finished task reached each time it was evaluated, the last time at least: iterations, epochs and `value`.
+    def curve(self, dataset: str, task: str, metric: str) -> list[tuple[int, float, float]]:
+        """What a finished task reached each time it was evaluated, the last time at least: (iterations, epochs, value).
 
         An epoch is as many images as DATASETS.TRAIN has. What is not defined is left out.
 
@@ -140,7 +140,7 @@ class Task:
         images = sum(len(get_records(name)) for name in self.settings["DATASETS"]["TRAIN"])
         pace = self.settings["SOLVER"]["IMS_PER_BATCH"] / images
         return [
-            {"iterations": iterations, "epochs": iterations * pace, "value": value}
+            (iterations, iterations * pace, value)
             for iterations, value in sorted(found.items())
             if value is not None and math.isfinite(value)
         ]

@@ -191,7 +191,7 @@ def curve(add: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
     def curve(final: float | None, *lines: str) -> list[tuple]:
         finish(task, {"bbbc038_val": {"segm": {"AP": final}}})
         (task.stage_folder / "metrics.json").write_text("\n".join(lines))
-        return [tuple(point.values()) for point in task.curve("bbbc038_val", "segm", "AP")]
+        return task.curve("bbbc038_val", "segm", "AP")
 
     return curve
 
