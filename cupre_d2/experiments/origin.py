@@ -33,9 +33,11 @@ class Origin:
     @classmethod
     def of_this_process(cls) -> "Origin":
         script = Path(sys.argv[0])
-        start = {"__main__.py": ["python", "-m", script.parent.name], script.stem: [script.name]}.get(script.name)
-        command = shlex.join([*(start or ["python", sys.argv[0]]), *sys.argv[1:]])
-        return cls(command, checkout(), {"python": platform.python_version(), **versions()})
+        if script.name == "__main__.py":
+            start = ["python", "-m", script.parent.name]
+        else:
+            start = ["python", str(script)] if script.suffix else [script.name]
+        return cls(shlex.join([*start, *sys.argv[1:]]), checkout(), {"python": platform.python_version(), **versions()})
 
     def of_runs(self, commits: Iterable[str]) -> "Origin":
         """With the commits of runs, each once."""

@@ -18,6 +18,7 @@ from cupre_d2.engine.eval_only import FOLDER
 from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord, broken
 from cupre_d2.engine.stages import Stage
+from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
 from cupre_d2.report import REPORT
 from cupre_d2.report.sections import read_metrics
@@ -270,7 +271,7 @@ class TaskList:
         """Adds a pipeline; returns its last task.
 
         Raises:
-            CupreError: as the trainer's `plan`, before anything trains.
+            CupreError: as the trainer's `plan`, before anything trains; or it was trained with other defaults.
         """
         made: dict[str, Task] = {}
         for stage in stages:
@@ -303,8 +304,22 @@ class TaskList:
         cfg.OUTPUT_DIR = str(self.root / key)
         if key not in self._planned:
             self._planned[key] = trainer_class(stage).plan(stage.cfg)
-        needed = tuple(dict.fromkeys(needs))
-        return Task(key, stage.name, self.root / key, cfg.dump(), needed, self._planned[key])
+        task = Task(key, stage.name, self.root / key, cfg.dump(), tuple(dict.fromkeys(needs)), self._planned[key])
+        _check_defaults(task)
+        return task
+
+
+def _check_defaults(task: Task) -> None:
+    """Raises ConfigError if it was trained by a version with another default; one that had no such key is as good."""
+    file = task.stage_folder / "config.yaml"
+    if not file.is_file():
+        return
+    before = comparable(yaml.safe_load(file.read_text()))
+    now = comparable({**task.settings, "OUTPUT_DIR": str(task.stage_folder)})
+    # Where it starts from is in its name; paths change when folders are moved.
+    for key in now.keys() & before.keys() - {f"MODEL.{name}" for name in WEIGHTS}:
+        if now[key] != before[key]:
+            raise ConfigError(f"{file}: trained with {key} {before[key]}, which is {now[key]} now; choose another --output")
 
 
 @cache

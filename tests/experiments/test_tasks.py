@@ -11,7 +11,7 @@ import yaml
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.errors import ResultsError
+from cupre_d2.errors import ConfigError, ResultsError
 from cupre_d2.experiments import tasks as tasks_module
 from cupre_d2.experiments.tasks import EvaluationTask, Task, TaskList
 
@@ -75,6 +75,20 @@ def test_a_new_key_leaves_finished_work_known(add: Callable, tmp_path: Path, mon
         assert add("cupre", "SOLVER.NEW", 4, to=TaskList(tmp_path / "later"))[0].key != before
     finally:
         tasks_module._defaults.cache_clear()
+
+
+def test_a_changed_default_is_not_taken_for_the_same(add: Callable, tmp_path: Path) -> None:
+    task, _ = add("scratch")
+    saved = task.stage_folder / "config.yaml"
+    saved.parent.mkdir(parents=True)
+    config = yaml.safe_load(task.config) | {"OUTPUT_DIR": str(task.stage_folder)}
+    del config["SOLVER"]["GAMMA"]
+    saved.write_text(yaml.safe_dump(config))
+    add("scratch", to=TaskList(tmp_path))
+    config["SOLVER"]["GAMMA"] = 0.25
+    saved.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="config.yaml: trained with SOLVER.GAMMA 0.25, which is 0.1 now; choose another"):
+        add("scratch", to=TaskList(tmp_path))
 
 
 def test_two_starts(add: Callable) -> None:

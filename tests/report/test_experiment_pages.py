@@ -120,6 +120,19 @@ def test_numbers_keep_where_they_are_from(finished: FinishedTable, tmp_path: Pat
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + len(finished.frame)
 
 
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("tools/reproduce.py", "python tools/reproduce.py --arms 'a b'"),
+        ("/env/bin/cupre-d2", "cupre-d2 --arms 'a b'"),
+        ("/env/lib/cupre_d2/__main__.py", "python -m cupre_d2 --arms 'a b'"),
+    ],
+)
+def test_the_command_is_as_it_was_typed(script: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [script, "--arms", "a b"])
+    assert Origin.of_this_process().command == command
+
+
 def test_a_missing_file_is_logged(finished: FinishedTable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finished.runs[0].detections("cells_test").unlink()
     blocks = finished.experiment.table.blocks(finished)
