@@ -35,7 +35,7 @@ SUFFIX = ".cupre_d2.cache"
 # Mapped pages, unlike read ones, are shared by all processes; asked for one by one they cost more time than all at once.
 _MAP = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
 # Raise it when CocoArrays, what is taken into it, or the file changes.
-_MAGIC = b"cupre_d2 COCO arrays 3\n"
+_MAGIC = b"cupre_d2 COCO arrays 4\n"
 # Behind it: the bytes of the header and the checksum of all that follows, 8 bytes each; the header; the arrays.
 _PREFIX = len(_MAGIC) + 16
 _ALIGNMENT = 64

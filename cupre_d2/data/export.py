@@ -43,8 +43,8 @@ def is_raw(record: Mapping[str, Any]) -> bool:
 def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Path) -> Path:
     """Writes annotated records of Detectron2's standard form as a COCO instances file.
 
-    Polygons stay polygons and RLE stays RLE, a record's cell_type becomes its image's; areas are those of the masks in
-    pixels; category ids count from 1.
+    Polygons stay polygons and RLE stays RLE, a record's cell_type becomes its image's; an annotation without an
+    area gets that of its mask in pixels; category ids count from 1.
 
     Args:
         records: as the catalogue returns them.
@@ -106,7 +106,7 @@ def _annotation(annotation: Mapping[str, Any], height: int, width: int, name: st
     return {
         "category_id": annotation["category_id"] + 1,
         "bbox": BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS),
-        "area": int(mask_util.area(rle)),
+        "area": annotation.get("area", int(mask_util.area(rle))),
         "iscrowd": annotation.get("iscrowd", 0),
         "segmentation": segmentation,
     }

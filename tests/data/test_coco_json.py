@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -14,9 +15,14 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from cupre_d2.data import cache as coco_cache
+from cupre_d2.data.catalog import register_cell_dataset
+from cupre_d2.data.export import write_subset
+from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle, decode_counts
 from cupre_d2.errors import DatasetError
+from cupre_d2.evaluation.cells import TrueCells
 
 HEIGHT, WIDTH = 12, 20
 TRIANGLE = [1.0, 1.0, 5.0, 1.0, 5.0, 7.0]
@@ -83,7 +89,7 @@ def test_coco_keeps_polygons_and_sorts_categories(tmp_path: Path) -> None:
             "bbox_mode": BoxMode.XYWH_ABS,
             "segmentation": [TRIANGLE],
             "category_id": category,
-            "iscrowd": category,
+            **({"iscrowd": 1} if category else {}),
         }
         for category in (0, 1)
     ]
@@ -158,6 +164,7 @@ IMAGE = {"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}
         ([annotation(bbox=[1, 2, 3])], {}, ["annotation 7", "field bbox"]),
         ([annotation(bbox=[1, 2, 3, float("nan")])], {}, ["annotation 7", "field bbox"]),
         ([annotation(iscrowd="no")], {}, ["annotation 7", "field iscrowd"]),
+        *(([annotation(area=area)], {}, ["annotation 7", "field area"]) for area in ("9", -1, True, float("nan"))),
         ([annotation(segmentation=TRIANGLE)], {}, ["annotation 7", "field segmentation"]),
         ([annotation(segmentation=[[*TRIANGLE, None, 1]])], {}, ["annotation 7", "field segmentation"]),
         (
@@ -291,7 +298,8 @@ def test_coco_real_masks_are_those_of_the_file(json_file: str, images: str, leas
         size = record["height"], record["width"]
         assert len(record["annotations"]) == len(source[record["image_id"]])
         for found, stated in zip(record["annotations"], source[record["image_id"]], strict=True):
-            assert found["bbox"] == stated["bbox"] and found["iscrowd"] == stated["iscrowd"]
+            assert found["bbox"] == stated["bbox"] and found.get("iscrowd", 0) == stated["iscrowd"]
+            assert found["area"] == stated["area"]
             assert list(categories)[found["category_id"]] == stated["category_id"]
             ours, theirs = draw(found["segmentation"], *size), draw(stated["segmentation"], *size)
             assert mask_util.area(ours) == mask_util.area(theirs) and mask_util.iou([ours], [theirs], [0]) == 1
@@ -422,3 +430,23 @@ def test_coco_box_stays_as_the_file_has_it(tmp_path: Path) -> None:
     box = [-3.5, 100, 2.25, 7]
     records, _ = load_coco_json(write_coco(tmp_path, [annotation(bbox=box)]), tmp_path)
     assert records[0]["annotations"][0]["bbox"] == box
+
+
+def test_coco_area_is_the_one_that_the_file_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed, from the cache, in a subset, and in a subset that was written: what the evaluator goes by."""
+    monkeypatch.setattr(coco_cache, "SMALLEST", 1)
+    json_file = write_coco(tmp_path / "set", [annotation(area=324.5), annotation(id=8), annotation(id=9, area=None)])
+    name = f"areas_{uuid4().hex}"
+    register_cell_dataset(name, tmp_path / "set", json_file)
+    drawn = float(mask_util.area(draw([TRIANGLE], HEIGHT, WIDTH)))
+    write_subset(f"{name}_100pct", tmp_path / "written.json")
+    written, _ = load_coco_json(tmp_path / "written.json", tmp_path / "set")
+    for records in (
+        get_records(name),
+        load_coco_json(json_file, tmp_path / "set")[0],
+        get_records(f"{name}_100pct"),
+        written,
+    ):
+        assert TrueCells.of(records[0], name).areas.tolist() == [324.5, drawn, drawn]
+        assert TrueCells.of(records[1], name).areas.tolist() == []
+    assert ["area" in one for one in get_records(name)[0]["annotations"]] == [True, False, False]

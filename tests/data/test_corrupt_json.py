@@ -30,11 +30,19 @@ WHOLE = {
     "info": {"year": 2026},
     "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in (1, 2, 5)],
     "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "bbox": [2, 2, 6.5, 6], "segmentation": [SQUARE]},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "iscrowd": 0,
+            "area": 30.25,
+            "bbox": [2, 2, 6.5, 6],
+            "segmentation": [SQUARE],
+        },
         {"id": 2, "image_id": 5, "category_id": 9, "iscrowd": 0, "segmentation": [SQUARE, [1, 1, 3, 1, 3, 3]]},
         {"id": 3, "image_id": 5, "category_id": 3, "segmentation": {"size": [HEIGHT, WIDTH], "counts": COUNTS}},
         {"id": 4, "image_id": 2, "category_id": 3, "iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": RUNS}},
-        {"id": 5, "image_id": 2, "category_id": 9, "bbox": [1, 1, 4, 4], "area": 16.5, "segmentation": [[1, 1, 3, 3]]},
+        {"id": 5, "image_id": 2, "category_id": 9, "bbox": [1, 1, 4, 4], "score": 16.5, "segmentation": [[1, 1, 3, 3]]},
     ],
     "categories": [{"id": 9, "name": "late"}, {"id": 3, "name": "early"}],
 }
@@ -202,7 +210,7 @@ def check(folder: Path, content: bytes) -> str:
 
 def check_annotation(annotation: dict[str, Any], height: int, width: int) -> None:
     """It can be drawn."""
-    assert annotation["category_id"] in (0, 1, 2) and annotation["iscrowd"] in (0, 1)
+    assert annotation["category_id"] in (0, 1, 2) and annotation.get("iscrowd", 1) == 1 and annotation.get("area", 0) >= 0
     assert len(annotation["bbox"]) == 4 and np.isfinite(annotation["bbox"]).all()
     mask = annotation["segmentation"]
     if isinstance(mask, dict):

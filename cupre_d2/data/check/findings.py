@@ -28,6 +28,7 @@ KINDS: dict[str, Severity] = {
     "category ids off by one": "error",
     "malformed mask": "error",
     "malformed box": "error",
+    "malformed area": "error",
     "repeated file": "warning",
     "repeated content": "warning",
     "missing annotation id": "warning",

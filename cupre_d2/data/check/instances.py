@@ -10,7 +10,7 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data.check.contents import Contents, ImageEntry
 from cupre_d2.data.check.findings import Collector
-from cupre_d2.data.check.masks import read_box, read_mask
+from cupre_d2.data.check.masks import read_area, read_box, read_mask
 
 # Share of the smaller instance that another one may cover.
 OVERLAP = 0.5
@@ -61,7 +61,8 @@ def _check_annotation(
         return None
     name = _name(image, annotation, number)
     mask = read_mask(annotation.get("segmentation"), *size)
-    for kind, message in (*mask.problems, *read_box(annotation.get("bbox"), mask.extent, *size)):
+    of_box = read_box(annotation.get("bbox"), mask.extent, *size)
+    for kind, message in (*mask.problems, *of_box, *read_area(annotation.get("area"))):
         collector.add(kind, f"{image.name}, {name}", message, index, position, image.listed_in)
     if mask.rle is None or mask.extent is None or annotation.get("iscrowd"):
         return None

@@ -70,6 +70,15 @@ def read_box(box: Any, extent: list[float] | None, height: int, width: int) -> I
         yield "box contradicts mask", f"field bbox: {_shown(box)}; expected {_shown(to_box(extent))}, that of its mask"
 
 
+def read_area(area: Any) -> Iterator[Problem]:
+    """What is wrong with a stated area. None is well: readers take the mask's."""
+    if area is None:
+        return
+    numbers = _numbers([area])
+    if isinstance(area, bool) or numbers is None or numbers[0] < 0:
+        yield "malformed area", f"field area: {area!r}; expected square pixels, a number from 0 on"
+
+
 def to_box(extent: Sequence[float]) -> list[float]:
     """XYWH of x0, y0, x1, y1."""
     x0, y0, x1, y1 = extent

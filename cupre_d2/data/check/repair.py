@@ -11,7 +11,8 @@ from cupre_d2.data.check.masks import clip, is_degenerate, is_outside, points_of
 DROPPED = ("unusable entry", "unknown category id", "malformed mask", "empty mask", "double contour")
 _OF_MASK = ("degenerate polygon", "polygon outside the image")
 _OF_BOX = ("malformed box", "box without area", "box outside the image", "box contradicts mask")
-REPAIRED = (*_OF_MASK, *_OF_BOX)
+_OF_AREA = "malformed area"
+REPAIRED = (*_OF_MASK, *_OF_BOX, _OF_AREA)
 
 
 # Coordinates can be absurd.
@@ -39,6 +40,9 @@ def repair(
     if any(kind in kinds for kind in _OF_BOX):
         repaired["bbox"] = to_box(mask.extent)
         done.append("box computed from the mask")
+    if _OF_AREA in kinds:
+        repaired["area"] = mask.area
+        done.append("area computed from the mask")
     return repaired, ", ".join(done)
 
 
@@ -54,7 +58,7 @@ def to_coco(annotation: Mapping[str, Any], height: int, width: int) -> dict[str,
     return {
         "category_id": annotation["category_id"] + 1,
         "bbox": annotation.get("bbox") or to_box(mask.extent),
-        "area": mask.area,
+        "area": mask.area if annotation.get("area") is None else annotation["area"],
         "iscrowd": int(annotation.get("iscrowd", 0)),
         "segmentation": plain,
     }

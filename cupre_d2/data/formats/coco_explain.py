@@ -150,6 +150,7 @@ class _Checker:
             "category_id": category,
             "segmentation": self.segmentation(name, entry.get("segmentation"), image),
             "bbox": self.box(name, entry.get("bbox")),
+            "area": self.area(name, entry.get("area")),
             "iscrowd": int(crowd),
         }
 
@@ -175,6 +176,11 @@ class _Checker:
         if box and _largest(box) > LARGEST:
             raise self.error(name, f"field bbox: {shown(box)}; expected at most {LARGEST} pixels")
         return box
+
+    def area(self, name: str, area: Any) -> Any:
+        if area is not None and (not _finite([area]) or area < 0):
+            raise self.error(name, f"field area: {shown(area)}; expected square pixels, a number from 0 on")
+        return area
 
 
 def shown(value: Any, characters: int = _SHOWN) -> str:

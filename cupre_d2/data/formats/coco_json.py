@@ -23,10 +23,11 @@ def load_coco_json(
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Reads a COCO instances file.
 
-    Polygons stay polygons, each a float64 array x, y, x, y, ...; RLE stays RLE (compressed, counts as str), crowds stay
-    with iscrowd 1, an image without annotations keeps an empty list, an image's "cell_type", if any, becomes the record's.
-    Annotations without a mask or with a degenerate one
-    (a polygon of fewer than three points, an RLE without a pixel, a box without area) are left out, counted and logged.
+    Polygons stay polygons, each a float64 array x, y, x, y, ...; RLE stays RLE (compressed, counts as str). An annotation
+    has the "area" that the file states, if any, which COCO's evaluation goes by, and "iscrowd" where it is 1. An image
+    without annotations keeps an empty list; its "cell_type", if any, becomes the record's. Annotations without a mask or
+    with a degenerate one (a polygon of fewer than three points, an RLE without a pixel, a box without area) are left
+    out, counted and logged.
     A big file is parsed once and then read from a cache (see `data.cache`).
 
     Args:
@@ -40,7 +41,7 @@ def load_coco_json(
 
     Raises:
         DatasetError: a file or folder is missing, the file is no JSON or not COCO's, has no image or no category, an
-            annotation's image or category is unknown, a mask or box is malformed, or an image is not on disk or lies
+            annotation's image or category is unknown, a mask, box or area is malformed, or an image is not on disk or lies
             outside image_root.
     """
 

@@ -111,6 +111,9 @@ DEFECTS: list[tuple[str, Callable[[Any], Any]]] = [
     ("malformed box", put("bbox", [1, 2, 3])),
     ("malformed box", put("bbox", [1, 2, 3, "4"])),
     ("malformed box", put("bbox", [1, 2, 3, float("inf")])),
+    ("malformed area", put("area", -1)),
+    ("malformed area", put("area", "100")),
+    ("malformed area", put("area", float("nan"))),
     ("repeated file", repeat("images", id=50)),
     ("empty mask", put("segmentation", [])),
     ("empty mask", remove("segmentation")),
@@ -246,7 +249,7 @@ def test_no_coco_file(tmp_path: Path, content: bytes) -> None:
 
 def test_file_with_nan_is_read_all_the_same(make_set: Any) -> None:
     coco = make_set()
-    coco.content["annotations"][0]["area"] = float("nan")
+    coco.content["info"]["year"] = float("nan")
     assert kinds_of(coco) == {}
 
 
@@ -257,7 +260,7 @@ JSON = st.recursive(
 )
 SPOTS = st.sampled_from(
     [
-        *(("annotations", field) for field in ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd")),
+        *(("annotations", field) for field in ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd")),
         *(("images", field) for field in ("id", "file_name", "height", "width")),
         ("categories", "id"),
         ("categories", "name"),
