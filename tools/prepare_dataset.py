@@ -12,12 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from cupre_d2.data import catalog, prepare
+from cupre_d2.data import catalog
 from cupre_d2.data.builtin import CATALOGUE
-from cupre_d2.data.check import check
-from cupre_d2.data.check.survey import survey
-from cupre_d2.data.export import write_subset
-from cupre_d2.data.overview import overview
+from cupre_d2.data.curation.check import check, check_all
+from cupre_d2.data.curation.export import write_subset
+from cupre_d2.data.curation.prepare import overview, prepare
 from cupre_d2.one_line_errors import one_line_errors
 
 COMMANDS = ("list", "check", "subset", "place")
@@ -57,12 +56,12 @@ def main(args: argparse.Namespace) -> int:
         print(overview(root))
     elif args.command == "place":
         dataset = next(dataset for dataset in CATALOGUE if dataset.name == args.name)
-        for line in prepare.prepare(dataset, args.raw, root):
+        for line in prepare(dataset, args.raw, root):
             print(line)
     elif args.command == "subset":
         print(write_subset(args.name, args.out))
     elif args.target == "all":
-        return survey(args.results)
+        return check_all(args.results)
     else:
         return check(args.target, args.images, args.fix)
     return 0

@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from cupre_d2.data import register_cell_dataset, register_records
-from cupre_d2.data.export import write_coco_json, write_subset
+from cupre_d2.data.curation.export import write_coco_json, write_subset
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 from tests.conftest import write_coco

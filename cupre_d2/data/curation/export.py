@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
 from cupre_d2.data.catalog import Record
+from cupre_d2.data.curation.instance_checks import read_mask, to_box
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 from cupre_d2.files import write_whole
@@ -64,8 +64,10 @@ def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Pat
     for image_id, record in enumerate(records, start=1):
         images.append({"id": image_id, **_image(record, root)})
         for index, annotation in enumerate(record["annotations"]):
-            name = f"{record['file_name']}: annotation {index}"
-            described = _annotation(annotation, record["height"], record["width"], name)
+            try:
+                described = to_coco(annotation, record["height"], record["width"])
+            except ValueError as error:
+                raise DatasetError(f"{record['file_name']}: annotation {index}, {error}") from error
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **described})
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     _write(file, {"images": images, "annotations": annotations, "categories": categories})
@@ -91,24 +93,32 @@ def _image(record: Record, root: Path) -> dict[str, Any]:
     }
 
 
-def _annotation(annotation: Mapping[str, Any], height: int, width: int, name: str) -> dict[str, Any]:
-    segmentation = annotation.get("segmentation")
-    if segmentation is None or len(segmentation) == 0:
-        raise DatasetError(f"{name}, field segmentation: missing; expected polygons or an RLE")
+def to_coco(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """A record's annotation as COCO has it, without ids; a missing area or box is that of the mask.
+
+    Raises:
+        ValueError: it has no mask, a malformed one, or neither box nor a pixel; the message names the field.
+    """
+    segmentation, area = annotation.get("segmentation"), annotation.get("area")
+    mask = read_mask(segmentation, height, width)
+    for kind, message in mask.problems:
+        if not segmentation or kind == "malformed mask" or (annotation.get("bbox") is None and mask.extent is None):
+            raise ValueError(message)
     if isinstance(segmentation, Mapping):
-        rle = dict(segmentation)
-        if isinstance(rle["counts"], bytes):
-            rle["counts"] = rle["counts"].decode("ascii")
-        segmentation = rle
+        counts = segmentation["counts"]
+        plain: Any = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
     else:
-        segmentation = [np.asarray(polygon).tolist() for polygon in segmentation]
-        rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        plain = [np.asarray(polygon).tolist() for polygon in segmentation or ()]
+    if annotation.get("bbox") is None:
+        box = to_box(mask.extent or ())
+    else:
+        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
     return {
         "category_id": annotation["category_id"] + 1,
-        "bbox": BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS),
-        "area": annotation.get("area", int(mask_util.area(rle))),
+        "bbox": box,
+        "area": mask.area if area is None else area,
         "iscrowd": annotation.get("iscrowd", 0),
-        "segmentation": segmentation,
+        "segmentation": plain,
     }
 
 

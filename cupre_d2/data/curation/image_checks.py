@@ -1,4 +1,4 @@
-"""The image files of all sources: whether they can be read, and which are the same."""
+"""The images of all sources: whether they can be read, which are the same, and which have few cells."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -10,12 +10,15 @@ from itertools import combinations
 import numpy as np
 from tqdm import tqdm
 
-from cupre_d2.data.check.contents import Contents, ImageEntry
-from cupre_d2.data.check.findings import Collector
+from cupre_d2.data.curation.contents import Contents, ImageEntry
+from cupre_d2.data.curation.findings import Collector
 from cupre_d2.data.images import read_image, read_pixels
 from cupre_d2.errors import DatasetError
 
 Key = Hashable
+# What is few: less than this share of the median of images alike, if there are enough of them and the median is so large
+# that chance does not explain it. LIVECell's images of one cell type differ by a factor of some ten as cells grow.
+_SHARE, _MIN_IMAGES, _MIN_MEDIAN = 0.1, 5, 20
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,21 @@ def check_repeats(contents: Sequence[Contents], pixels: dict[Key, Pixels], colle
         collectors[one].add(
             "shared images", f"{example[one, other]} and others" if count > 1 else example[one, other], message
         )
+
+
+def check_counts(contents: Contents, collector: Collector) -> None:
+    """Images alike are those of a cell type, or where these are too few, all of the source."""
+    medians = _medians(contents.images)
+    for index, image in enumerate(contents.images):
+        if image.annotations is None or not image.entry:
+            continue
+        count = len(image.annotations)
+        median = medians.get(image.group, medians.get(None, 0.0))
+        if median >= _MIN_MEDIAN and count < _SHARE * median:
+            message = f"{count} annotations, where images alike have {median:.0f}"
+            collector.add("few cells", image.name, message, index, file=image.listed_in)
+        elif not count:
+            collector.add("no cell", image.name, "it has no annotation", index, file=image.listed_in)
 
 
 def _decode(image: ImageEntry) -> Pixels:
@@ -161,3 +179,13 @@ def _leaks_into(one: Contents, held_out: Contents) -> bool:
 
 def _may_share(one: Contents, other: Contents) -> bool:
     return one.source.role == other.source.role or not (one.source.held_out or other.source.held_out)
+
+
+def _medians(images: list[ImageEntry]) -> dict[str | None, float]:
+    """Annotations an image, by group; None is the group of all."""
+    counts: dict[str | None, list[int]] = defaultdict(list)
+    for image in images:
+        if image.annotations is not None and image.entry:
+            counts[image.group].append(len(image.annotations))
+            counts[None].append(len(image.annotations))
+    return {group: float(np.median(some)) for group, some in counts.items() if len(some) >= _MIN_IMAGES}

@@ -4,19 +4,20 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
+import numpy as np
 from detectron2.data import MetadataCatalog
 
-from cupre_d2.data.check.contents import Contents, ImageEntry, read_contents
-from cupre_d2.data.check.findings import Collector, Finding
-from cupre_d2.data.check.repair import DROPPED, REPAIRED, repair, to_coco
-from cupre_d2.data.check.sources import Source
-from cupre_d2.data.export import NOT_NORMALIZED, is_raw
+from cupre_d2.data.curation.contents import Contents, ImageEntry, read_contents
+from cupre_d2.data.curation.export import NOT_NORMALIZED, is_raw, to_coco
+from cupre_d2.data.curation.findings import Collector, Finding
+from cupre_d2.data.curation.instance_checks import clip, is_degenerate, is_outside, points_of, read_mask, to_box
+from cupre_d2.data.curation.sources import Source
 from cupre_d2.data.images import image_size
 from cupre_d2.errors import DatasetError
 
@@ -31,6 +32,12 @@ _DROPPED_IMAGES = (
 )
 # Entries that belong to no image.
 _DROPPED_ELSEWHERE = ("unusable entry", "unknown image id", "duplicate category id")
+# Findings about an annotation that leave nothing to repair.
+_DROPPED = ("unusable entry", "unknown category id", "malformed mask", "empty mask", "double contour")
+_OF_MASK = ("degenerate polygon", "polygon outside the image")
+_OF_BOX = ("malformed box", "box without area", "box outside the image", "box contradicts mask")
+_OF_AREA = "malformed area"
+_REPAIRED = (*_OF_MASK, *_OF_BOX, _OF_AREA)
 _LEFT = ("overlap", "few cells", "duplicate category name", "leak", "unusable file")
 
 
@@ -208,14 +215,58 @@ def _fix_annotations(
     for number, position in enumerate(image.annotations or ()):
         kinds = of_annotation.get(position, set())
         annotation: Any = contents.annotations[position]
-        if not kinds.isdisjoint((*DROPPED, *REPAIRED)):
+        if not kinds.isdisjoint((*_DROPPED, *_REPAIRED)):
             decoded = {} if "unusable entry" in kinds else contents.annotation(position)
-            annotation, done = repair(decoded, kinds, *size)
+            annotation, done = _repair(decoded, kinds, *size)
             copy.note(f"{image.name}, annotation {decoded.get('id', f'number {number}')}", done)
         if annotation is not None and of_record:
             annotation = {"id": position + 1, "image_id": entry["id"], **to_coco(annotation, *size)}
         if annotation is not None:
             copy.annotations[position] = annotation
+
+
+# Coordinates can be absurd.
+@np.errstate(all="ignore")
+def _repair(
+    annotation: Mapping[str, Any], kinds: Collection[str], height: int, width: int
+) -> tuple[dict[str, Any] | None, str]:
+    """An annotation without the defects `kinds`, in an image of that size in pixels.
+
+    Returns:
+        The annotation as COCO has it, or None if it is to be dropped; and what was done.
+    """
+    dropped = next((kind for kind in _DROPPED if kind in kinds), None)
+    if dropped:
+        return None, f"dropped ({dropped})"
+    repaired, done = dict(annotation), []
+    if any(kind in kinds for kind in _OF_MASK):
+        repaired["segmentation"] = _whole_polygons(annotation["segmentation"], height, width)
+        done.append("polygons cut to what is in the image" if _OF_MASK[1] in kinds else "degenerate polygons left out")
+    mask = read_mask(repaired["segmentation"], height, width)
+    if mask.rle is None or mask.extent is None:
+        return None, "dropped (no pixel of it is in the image)"
+    if done:
+        repaired["area"] = mask.area
+    if any(kind in kinds for kind in _OF_BOX):
+        repaired["bbox"] = to_box(mask.extent)
+        done.append("box computed from the mask")
+    if _OF_AREA in kinds:
+        repaired["area"] = mask.area
+        done.append("area computed from the mask")
+    return repaired, ", ".join(done)
+
+
+def _whole_polygons(segmentation: list[Any], height: int, width: int) -> list[list[float]]:
+    parts = []
+    for part in segmentation:
+        points = points_of(part)
+        if points is None or is_degenerate(points):
+            continue
+        if is_outside(points, height, width):
+            points = clip(points, height, width)
+        if not is_degenerate(points):
+            parts.append(points.ravel().tolist())
+    return parts
 
 
 def _write_json(contents: Contents, findings: Sequence[Finding], copy: _Copy, file: Path) -> None:

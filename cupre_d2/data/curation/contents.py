@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 import msgspec
 from detectron2.structures import BoxMode
 
-from cupre_d2.data.check.findings import Collector
-from cupre_d2.data.check.sources import Source
+from cupre_d2.data.curation.findings import Collector
+from cupre_d2.data.curation.sources import Source
 from cupre_d2.errors import DatasetError
 
 # Pixels of a side: more than any image that can be read has, and few enough to draw polygons on.
@@ -324,4 +324,4 @@ def _standard(annotation: dict[str, Any]) -> dict[str, Any]:
     box = annotation.get("bbox")
     if box is not None:
         box = [float(number) for number in BoxMode.convert(list(box), annotation["bbox_mode"], BoxMode.XYWH_ABS)]
-    return {**annotation, "bbox": box}
+    return {**annotation, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS}

@@ -1,4 +1,4 @@
-"""An annotation's mask and box, looked at on their own."""
+"""The instances of one image: masks, boxes, areas, and how they lie on each other."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,10 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import shapely
 from pycocotools import mask as mask_util
 
+from cupre_d2.data.curation.contents import Contents, ImageEntry
+from cupre_d2.data.curation.findings import Collector
 from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle
 
+# Share of the smaller instance that another one may cover.
+OVERLAP = 0.5
+# Intersection over union from which two masks are one instance annotated twice. Not higher: contours of a cell of 16
+# pixels that are one pixel apart have 0.85.
+DOUBLE = 0.8
 # Pixels beyond the image that rounding explains.
 OUTSIDE = 1.0
 # Pixels between an edge of the box and the mask's: annotation tools differ by one in what they take as the edge.
@@ -17,6 +25,106 @@ BOX_TOLERANCE = 2.0
 
 Problem = tuple[str, str]
 _NO_PIXEL: Problem = ("empty mask", "field segmentation: not a pixel in the image")
+
+
+@dataclass
+class Instance:
+    """An instance with pixels; annotation is its position in the source, extent x0, y0, x1, y1 and area in pixels."""
+
+    annotation: int
+    name: str
+    category: int
+    rle: dict[str, Any]
+    extent: list[float]
+    area: int
+
+
+# Coordinates can be absurd.
+@np.errstate(all="ignore")
+def check_image(contents: Contents, index: int, size: tuple[int, int], overlap: float, collector: Collector) -> None:
+    """Reports on the instances of the image at that position; `size` is its height and width in pixels."""
+    image = contents.images[index]
+    instances = []
+    for number, position in enumerate(image.annotations or ()):
+        instance = _check_annotation(contents, index, number, position, size, collector)
+        if instance:
+            instances.append(instance)
+    for kind, one, other, share in _find_overlaps(instances, overlap):
+        if kind == "double contour":
+            message = f"the same instance as {other.name}: intersection over union {share:.2f}"
+        else:
+            message = f"and {other.name} share {share:.0%} of the smaller one"
+        collector.add(kind, f"{image.name}, {one.name}", message, index, one.annotation, image.listed_in)
+
+
+def _check_annotation(
+    contents: Contents, index: int, number: int, position: int, size: tuple[int, int], collector: Collector
+) -> Instance | None:
+    image = contents.images[index]
+    try:
+        annotation = contents.annotation(position)
+    except (ValueError, RecursionError) as error:
+        message = f"is no JSON ({error})"
+        collector.add("unusable entry", f"{image.name}, annotation number {position}", message, index, position)
+        return None
+    name = _name(image, annotation, number)
+    mask = read_mask(annotation.get("segmentation"), *size)
+    of_box = read_box(annotation.get("bbox"), mask.extent, *size)
+    for kind, message in (*mask.problems, *of_box, *read_area(annotation.get("area"))):
+        collector.add(kind, f"{image.name}, {name}", message, index, position, image.listed_in)
+    if mask.rle is None or mask.extent is None or annotation.get("iscrowd"):
+        return None
+    return Instance(position, name, annotation["category_id"], mask.rle, mask.extent, mask.area)
+
+
+def _name(image: ImageEntry, annotation: dict[str, Any], number: int) -> str:
+    identity = annotation.get("id")
+    return f"annotation number {number}" if identity is None else f"annotation {identity}"
+
+
+def _find_overlaps(instances: list[Instance], overlap: float) -> Iterator[tuple[str, Instance, Instance, float]]:
+    """Pairs of one category that share pixels: kind, the smaller, the larger, and the share that tells.
+
+    Several categories are apart, as a nucleus lies in its cell. What is a double of a double is left to the first.
+    """
+    doubles: set[int] = set()
+    # The largest first, and of equal ones the first in the file.
+    ordered = sorted(instances, key=lambda instance: (-instance.area, instance.annotation))
+    areas = np.array([instance.area for instance in ordered], np.float64)
+    for larger, smaller in _candidates(ordered, areas, overlap):
+        if larger in doubles:
+            continue
+        smaller = np.array([one for one in smaller if one not in doubles], np.int64)
+        rles = [ordered[one].rle for one in smaller]
+        ious = mask_util.iou([ordered[larger].rle], rles, [0] * len(rles))[0] if rles else np.empty(0)
+        shares = ious / (1 + ious) * (areas[larger] + areas[smaller]) / areas[smaller]
+        for one, iou, share in zip(smaller.tolist(), ious.tolist(), shares.tolist(), strict=True):
+            if iou >= DOUBLE:
+                doubles.add(one)
+                yield "double contour", ordered[one], ordered[larger], iou
+            elif share > overlap:
+                yield "overlap", ordered[one], ordered[larger], share
+
+
+def _candidates(ordered: list[Instance], areas: np.ndarray, overlap: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Each instance, and those behind it whose boxes leave room for an overlap; the few for which masks are compared."""
+    if not ordered:
+        return
+    extents = np.array([instance.extent for instance in ordered])
+    # Whole pixels.
+    low, high = np.floor(extents[:, :2]), np.ceil(extents[:, 2:])
+    boxes = shapely.box(*low.T, *high.T)
+    one, other = shapely.STRtree(boxes).query(boxes)
+    categories = np.array([instance.category for instance in ordered])
+    behind = (one < other) & (categories[one] == categories[other])
+    one, other = one[behind], other[behind]
+    shared = (np.minimum(high[one], high[other]) - np.maximum(low[one], low[other])).prod(axis=1)
+    enough = shared >= min(overlap, DOUBLE) * areas[other]
+    one, other = one[enough], other[enough]
+    order = np.lexsort((other, one))
+    one, other = one[order], other[order]
+    for first in np.unique(one).tolist():
+        yield first, other[slice(*np.searchsorted(one, (first, first + 1)))]
 
 
 @dataclass
@@ -39,7 +147,7 @@ class Mask:
 def read_mask(segmentation: Any, height: int, width: int) -> Mask:
     """The mask of a segmentation, polygons or RLE, in an image of that size in pixels."""
     if segmentation is None or (isinstance(segmentation, list | Mapping) and not segmentation):
-        return Mask(problems=[("empty mask", "field segmentation: missing")])
+        return Mask(problems=[("empty mask", "field segmentation: missing; expected polygons or an RLE")])
     if isinstance(segmentation, Mapping):
         return _read_rle(segmentation, height, width)
     parts = [points_of(part) for part in segmentation] if isinstance(segmentation, list) else [None]
@@ -121,11 +229,6 @@ def is_outside(points: np.ndarray, height: int, width: int) -> bool:
     return bool(points.min() < -OUTSIDE or (points.max(axis=0) > np.add((width, height), OUTSIDE)).any())
 
 
-def draw(polygons: Sequence[np.ndarray], height: int, width: int) -> dict[str, Any]:
-    """RLE of polygons, each Nx2 within the image."""
-    return mask_util.merge(mask_util.frPyObjects([points.ravel() for points in polygons], height, width))
-
-
 def _numbers(values: Any) -> np.ndarray | None:
     """float64 array of a list of finite numbers; None if it is none."""
     if isinstance(values, np.ndarray):
@@ -169,7 +272,8 @@ def _draw(parts: list[np.ndarray], height: int, width: int) -> Mask:
             points = clip(points, height, width)
         if len(points) >= 3:
             drawn.append(points)
-    rle = draw(drawn, height, width) if drawn else None
+    polygons = [points.ravel() for points in drawn]
+    rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width)) if drawn else None
     area = int(mask_util.area(rle)) if rle else 0
     if not area:
         # Why is said already where nothing was drawn.

@@ -9,7 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cupre_d2.data.check import Finding, Source, check_sources, exit_code, sources_of_path
+from cupre_d2.data.curation.check import check_sources
+from cupre_d2.data.curation.findings import Finding, exit_code
+from cupre_d2.data.curation.sources import Source, sources_of_path
 
 
 def summary(findings: list[Finding]) -> list[tuple[str, str, str]]:

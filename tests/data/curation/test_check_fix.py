@@ -11,7 +11,10 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.check import Source, check, check_sources, exit_code, fix, sources_of, sources_of_path
+from cupre_d2.data.curation.check import check, check_sources
+from cupre_d2.data.curation.cleaning import fix
+from cupre_d2.data.curation.findings import exit_code
+from cupre_d2.data.curation.sources import Source, sources_of, sources_of_path
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.errors import DatasetError
