@@ -8,12 +8,10 @@ from typing import Any, overload
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cupre_d2.data.formats.class_folders import load_class_folders
 from cupre_d2.data.formats.coco_json import load_coco_json
-from cupre_d2.data.formats.count_table import load_count_table
-from cupre_d2.data.formats.image_folder import image_sizes, load_image_folder
-from cupre_d2.data.formats.label_images import load_label_images
-from cupre_d2.data.formats.rle_csv import load_rle_csv
+from cupre_d2.data.formats.image_folder import image_sizes, load_class_folders, load_image_folder
+from cupre_d2.data.formats.mask_images import load_label_images
+from cupre_d2.data.formats.tables import load_count_table, load_rle_csv
 from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 

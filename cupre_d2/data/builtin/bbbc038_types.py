@@ -9,7 +9,7 @@ a nearly whole copy; a types.csv of your own beside stage1_train (image_id,type)
 import numpy as np
 
 from cupre_d2.data.catalog import datasets_root
-from cupre_d2.data.formats.mask_files import list_ids, load_images
+from cupre_d2.data.formats.mask_images import list_ids, load_images
 from cupre_d2.data.images import read_image
 
 # Grey values, of 255.

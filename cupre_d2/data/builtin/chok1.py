@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
 from cupre_d2.data.catalog import Record
-from cupre_d2.data.formats.count_table import load_count_table
+from cupre_d2.data.formats.tables import load_count_table
 
 _TECHNIQUES = {"bf": ("bright_field", 2983), "pc": ("phase_contrast", 3944)}
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
 from cupre_d2.data.catalog import Record
-from cupre_d2.data.formats.class_folders import load_class_folders
-from cupre_d2.data.formats.image_folder import load_image_folder
+from cupre_d2.data.formats.image_folder import load_class_folders, load_image_folder
 
 CLASSES = ("rosette", "non_rosette")
 _UNLABELED = "rosette/unlabeled"

@@ -11,7 +11,7 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data.curation.contents import Contents, ImageEntry
 from cupre_d2.data.curation.findings import Collector
-from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle
+from cupre_d2.data.formats.rle import box_of_runs, check_rle
 
 # Share of the smaller instance that another one may cover.
 OVERLAP = 0.5

@@ -11,7 +11,7 @@ from cupre_d2.data.builtin import CATALOGUE, CELLS_UNLABELED, Split
 from cupre_d2.data.builtin.entry import Role, no_fields
 from cupre_d2.data.catalog import Record, datasets_root
 from cupre_d2.data.formats.image_folder import list_images
-from cupre_d2.data.formats.label_images import load_label_images
+from cupre_d2.data.formats.mask_images import load_label_images
 from cupre_d2.errors import DatasetError
 
 # What a split's name says of its role; a word of it, case aside.

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from detectron2.structures import BoxMode
 
-from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle
+from cupre_d2.data.formats.rle import box_of_runs, check_rle
 
 # x, y of three points.
 MIN_POLYGON = 6
@@ -206,7 +206,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def parse(content: Any) -> CocoArrays | None:
-    """Parses a COCO instances file; None where anything is wrong with it, which `coco_explain` then tells.
+    """Parses a COCO instances file; None where anything is wrong with it, which `coco_json` then tells.
 
     Args:
         content: the file's bytes, or a map of them.

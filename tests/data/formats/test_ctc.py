@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.ctc import load_ctc, load_ctc_images
+from cupre_d2.data.formats.ctc_videos import load_ctc, load_ctc_images
 from cupre_d2.errors import DatasetError
 
 ROOT = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))

@@ -14,11 +14,15 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.binary_masks import load_binary_masks, load_binary_stack
-from cupre_d2.data.formats.boundary_masks import load_boundary_masks
-from cupre_d2.data.formats.class_folders import load_class_folders
-from cupre_d2.data.formats.label_images import load_label_images
-from cupre_d2.data.formats.mask_files import list_ids, load_mask_files
+from cupre_d2.data.formats.image_folder import load_class_folders
+from cupre_d2.data.formats.mask_images import (
+    list_ids,
+    load_binary_masks,
+    load_binary_stack,
+    load_boundary_masks,
+    load_label_images,
+    load_mask_files,
+)
 from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as mask_util
+from scipy import ndimage
 
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.formats.masks import components, labels_to_annotations, mask_to_annotation, read_labels, read_mask
+from cupre_d2.data.formats.mask_images import load_binary_masks, read_labels, read_mask
+from cupre_d2.data.formats.rle import labels_to_annotations, mask_to_annotation
 
 ROOT = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
@@ -50,9 +52,15 @@ def test_values_far_apart() -> None:
     check_annotation(second, labels == 2**32 - 1)
 
 
-def test_components_connect_at_corners() -> None:
-    mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0]], bool)
-    assert components(mask).tolist() == [[1, 0, 0, 2], [0, 1, 0, 0]]
+def test_components_connect_at_corners(tmp_path: Path) -> None:
+    mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0]], np.uint8)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(mask).save(tmp_path / folder / "a.png")
+    (record,) = load_binary_masks(tmp_path / "images", tmp_path / "masks", instances="components")
+    first, second = record["annotations"]
+    check_annotation(first, np.array([[1, 0, 0, 0], [0, 1, 0, 0]], bool))
+    check_annotation(second, np.array([[0, 0, 0, 1], [0, 0, 0, 0]], bool))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -116,7 +124,7 @@ def test_binary_round_trip(name: str, masks: str) -> None:
             whole |= mask
         assert np.array_equal(whole, pixels)
         if name != "bbbc005":
-            assert len(record["annotations"]) == components(pixels).max()
+            assert len(record["annotations"]) == ndimage.label(pixels, np.ones((3, 3)))[1]
 
 
 @pytest.mark.real_data

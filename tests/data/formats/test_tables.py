@@ -12,8 +12,7 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.count_table import load_count_table
-from cupre_d2.data.formats.rle_csv import BOWL, load_rle_csv
+from cupre_d2.data.formats.tables import BOWL, load_count_table, load_rle_csv
 from cupre_d2.errors import DatasetError
 
 ROOT = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))

@@ -8,14 +8,13 @@ digits. Three-dimensional sets, whose files are stacks and whose gold truth is n
 import logging
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, image_size, image_sizes, list_images
-from cupre_d2.data.formats.masks import check_shape, labels_to_annotations, read_labels
+from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, image_sizes, in_threads, list_images
+from cupre_d2.data.formats.mask_images import check_shape, masked_record, read_labels
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,10 @@ def load_ctc_images(folder: Path) -> list[dict[str, Any]]:
         DatasetError: there is no video, or a frame cannot be read.
     """
     files = [file for video in _videos(folder) for file in _frames(folder / video, "t").values()]
-    return [_record(folder, file, *size) for file, size in zip(files, image_sizes(files), strict=True)]
+    return [
+        {"file_name": str(file), "image_id": _image_id(folder, file), "height": height, "width": width}
+        for file, (height, width) in zip(files, image_sizes(files), strict=True)
+    ]
 
 
 def _videos(folder: Path) -> list[str]:
@@ -93,14 +95,9 @@ def _load_video(folder: Path, video: str, truth: Truth) -> list[dict[str, Any]]:
         annotated = _complete(folder / f"{video}_GT", truths, annotated)
 
     def record(number: int) -> dict[str, Any]:
-        frame = frames[number]
-        height, width = image_size(frame)
-        labels = read_labels(truths[number])
-        check_shape(truths[number], labels.shape, height, width)
-        return _record(folder, frame, height, width) | {"annotations": list(labels_to_annotations(labels))}
+        return masked_record(frames[number], _image_id(folder, frames[number]), truths[number], read_labels(truths[number]))
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(record, annotated))
+    return in_threads(record, annotated)
 
 
 def _complete(folder: Path, truths: dict[int, Path], annotated: list[int]) -> list[int]:
@@ -131,10 +128,5 @@ def _outlines_all(truth: Path, marks: Path) -> bool:
     return len(np.unique(covering)) == len(covering) == len(cells)
 
 
-def _record(folder: Path, frame: Path, height: int, width: int) -> dict[str, Any]:
-    return {
-        "file_name": str(frame),
-        "image_id": f"{folder.name}/{frame.parent.name}/{frame.stem}",
-        "height": height,
-        "width": width,
-    }
+def _image_id(folder: Path, frame: Path) -> str:
+    return f"{folder.name}/{frame.parent.name}/{frame.stem}"

@@ -15,12 +15,12 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data import cache as coco_cache
 from cupre_d2.data.catalog import register_cell_dataset
 from cupre_d2.data.curation.export import write_subset
 from cupre_d2.data.few_shot import get_records
+from cupre_d2.data.formats import coco_cache
 from cupre_d2.data.formats.coco_json import load_coco_json
-from cupre_d2.data.formats.coco_rle import box_of_runs, check_rle, decode_counts
+from cupre_d2.data.formats.rle import box_of_runs, check_rle, decode_counts
 from cupre_d2.errors import DatasetError
 from cupre_d2.evaluation.cells import TrueCells
 

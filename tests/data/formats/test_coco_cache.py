@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cupre_d2.data import cache
-from cupre_d2.data.formats import coco_json
+from cupre_d2.data.formats import coco_cache, coco_json
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.errors import DatasetError
 
@@ -44,7 +43,7 @@ def write(folder: Path, shift: int = 0) -> Path:
 @pytest.fixture()
 def json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Big enough for a cache."""
-    monkeypatch.setattr(cache, "SMALLEST", 1)
+    monkeypatch.setattr(coco_cache, "SMALLEST", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (tmp_path / "set").mkdir()
     return write(tmp_path / "set")
@@ -133,7 +132,7 @@ def damages(content: bytes) -> Iterator[bytes]:
 
 
 def test_a_damaged_cache_is_made_anew(json_file: Path, parsed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.os, "fsync", lambda _: None)
+    monkeypatch.setattr(coco_cache.os, "fsync", lambda _: None)
     expected = load(json_file)
     place = json_file.parent / NAME
     whole = place.read_bytes()
@@ -145,7 +144,7 @@ def test_a_damaged_cache_is_made_anew(json_file: Path, parsed: list[int], monkey
 
 def test_a_forged_cache_crashes_nothing(json_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage whose checksum was set right."""
-    monkeypatch.setattr(cache.os, "fsync", lambda _: None)
+    monkeypatch.setattr(coco_cache.os, "fsync", lambda _: None)
     load(json_file)
     place = json_file.parent / NAME
     whole = place.read_bytes()
@@ -199,7 +198,7 @@ def test_failing_writes_leave_nothing_behind(json_file: Path, monkeypatch: pytes
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr(coco_cache.os, "fsync", full)
     load(json_file)
     assert not list(json_file.parent.glob(".coco*")) and not list((json_file.parents[1] / "home").rglob("*.cache*"))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data import cache
+from cupre_d2.data.formats import coco_cache
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.errors import DatasetError
 
@@ -91,8 +91,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for image in (1, 2, 5):
         Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(folder / f"{image}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "SMALLEST", 1)
-        patch.setattr(cache.os, "fsync", lambda _: None)
+        patch.setattr(coco_cache, "SMALLEST", 1)
+        patch.setattr(coco_cache.os, "fsync", lambda _: None)
         patch.setenv("XDG_CACHE_HOME", str(folder / "home"))
         yield folder
 

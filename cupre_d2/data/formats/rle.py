@@ -1,10 +1,18 @@
-"""COCO's run-length encoding, decoded with the checks that pycocotools leaves out: it reads and writes past its memory."""
+"""COCO's run-length encoding: made of pixels, and decoded with the checks that pycocotools leaves out.
+
+It is made in the window around an instance, never of a whole image of it; of a malformed one pycocotools would read and
+write past its memory.
+"""
 
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
+from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
+from scipy import ndimage
 
 # A compressed number has five bits a character, so seven hold more than any image has pixels.
 _MAX_CHARACTERS = 7
@@ -12,6 +20,52 @@ _FIRST, _LAST = 48, 111
 _MORE, _SIGN = 0x20, 0x10
 # pycocotools counts pixels in 32 bits.
 _MAX_PIXELS = 2**32 - 1
+
+
+def mask_to_annotation(mask: np.ndarray) -> dict[str, Any] | None:
+    """Annotation (RLE with str counts, XYWH box in pixels, category 0) of an HxW bool mask; None if it is empty."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    window = slice(top, top + height), slice(left, left + width)
+    return _annotation(mask[window], window, mask.shape) if width else None
+
+
+def labels_to_annotations(labels: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One annotation for each value but 0 of an HxW array of whole numbers, in order of value.
+
+    An instance keeps its parts and holes; see `mask_to_annotation` for what an annotation is.
+    """
+    values, consecutive = np.unique(labels, return_inverse=True)
+    consecutive = consecutive.reshape(labels.shape) + int(values[0] != 0)
+    for value, window in enumerate(ndimage.find_objects(consecutive), start=1):
+        yield _annotation(consecutive[window] == value, window, labels.shape)
+
+
+def _annotation(crop: np.ndarray, window: tuple[slice, ...], shape: tuple[int, ...]) -> dict[str, Any]:
+    """`crop` is the instance in its window, which is tight."""
+    rows, columns = window
+    height, width = shape
+    return {
+        "bbox": [float(columns.start), float(rows.start), float(crop.shape[1]), float(crop.shape[0])],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "segmentation": _encode(crop, rows.start, columns.start, height, width),
+        "category_id": 0,
+        "iscrowd": 0,
+    }
+
+
+def _encode(crop: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """COCO's RLE: runs of an image column by column, the first of background."""
+    columns, rows = np.nonzero(crop.T)
+    pixels = (columns + left) * height + rows + top
+    starts = np.flatnonzero(np.diff(pixels, prepend=-2) != 1)
+    ends = np.append(pixels[starts[1:] - 1], pixels[-1]) + 1
+    # Where each run of background or of the instance begins; the last one ends with the image.
+    borders = np.stack([pixels[starts], ends], axis=1).ravel()
+    counts = np.diff(borders, prepend=0, append=height * width)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[str, np.ndarray]:

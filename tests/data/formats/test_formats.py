@@ -11,9 +11,9 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.image_folder import image_size, load_image_folder
-from cupre_d2.data.formats.label_images import load_label_images
-from cupre_d2.data.formats.mask_files import list_ids, load_images, load_mask_files
+from cupre_d2.data.formats.image_folder import load_image_folder
+from cupre_d2.data.formats.mask_images import list_ids, load_images, load_label_images, load_mask_files
+from cupre_d2.data.image_files import image_size
 from cupre_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 12, 20
