@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cupre_d2.data.batches import Draw, EndlessBatches, SeededDataset, aspect_groups
+from cupre_d2.data.loaders import Draw, EndlessBatches, SeededDataset, aspect_groups
 from cupre_d2.errors import ConfigError
 
 GROUPS = [0, 1, 0, 0, 1, 0, 0]
