@@ -18,7 +18,7 @@ from cupre_d2.data.curation.export import NOT_NORMALIZED, is_raw, to_coco
 from cupre_d2.data.curation.findings import Collector, Finding
 from cupre_d2.data.curation.instance_checks import clip, is_degenerate, is_outside, points_of, read_mask, to_box
 from cupre_d2.data.curation.sources import Source
-from cupre_d2.data.images import image_size
+from cupre_d2.data.image_files import image_size
 from cupre_d2.errors import DatasetError
 
 _DROPPED_IMAGES = (
