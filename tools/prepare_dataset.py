@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cupre_d2.data import catalog
 from cupre_d2.data.builtin import CATALOGUE
-from cupre_d2.data.curation.check import check, check_all
+from cupre_d2.data.curation.checking import check, check_all
 from cupre_d2.data.curation.export import write_subset
-from cupre_d2.data.curation.prepare import overview, prepare
+from cupre_d2.data.curation.placing import overview, prepare
 from cupre_d2.one_line_errors import one_line_errors
 
 COMMANDS = ("list", "check", "subset", "place")

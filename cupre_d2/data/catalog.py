@@ -9,9 +9,9 @@ from typing import Any, overload
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cupre_d2.data.formats.coco_json import load_coco_json
+from cupre_d2.data.formats.csv_tables import load_count_table, load_rle_csv
 from cupre_d2.data.formats.image_folder import image_sizes, load_class_folders, load_image_folder
 from cupre_d2.data.formats.mask_images import load_label_images
-from cupre_d2.data.formats.tables import load_count_table, load_rle_csv
 from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 

@@ -15,7 +15,7 @@ from cupre_d2.data.builtin.bbbc import appearance, bbbc038_ids, load_bbbc038_ima
 from cupre_d2.data.builtin.entry import Role
 from cupre_d2.data.builtin.livecell import TYPES as LIVECELL_TYPES
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.formats.tables import read_rows
+from cupre_d2.data.formats.csv_tables import read_rows
 from cupre_d2.data.images import read_image
 from cupre_d2.errors import DatasetError
 

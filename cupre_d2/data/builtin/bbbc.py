@@ -12,9 +12,9 @@ import numpy as np
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Role, Split
 from cupre_d2.data.catalog import Record
+from cupre_d2.data.formats.csv_tables import read_rows
 from cupre_d2.data.formats.image_folder import load_image_folder
 from cupre_d2.data.formats.mask_images import list_ids, load_binary_masks, load_boundary_masks, load_images, load_mask_files
-from cupre_d2.data.formats.tables import read_rows
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
 from cupre_d2.data.catalog import Record
+from cupre_d2.data.formats.csv_tables import load_count_table
 from cupre_d2.data.formats.image_folder import load_class_folders, load_image_folder
-from cupre_d2.data.formats.tables import load_count_table
 
 # -------------------------------------------------------------------------------------------------------------- CHO-K1
 

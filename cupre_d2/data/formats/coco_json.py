@@ -23,12 +23,8 @@ _SHOWN, _SHOWN_PATH = 80, 500
 _LISTED = 20
 
 
-def _in_folder(folder: Path, file_name: str) -> Path:
-    return folder / file_name
-
-
 def load_coco_json(
-    json_file: Path, image_root: Path, locate: Callable[[Path, str], Path] = _in_folder
+    json_file: Path, image_root: Path, locate: Callable[[Path, str], Path] = Path.joinpath
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Reads a COCO instances file.
 
@@ -36,8 +32,7 @@ def load_coco_json(
     has the "area" that the file states, if any, which COCO's evaluation goes by, and "iscrowd" where it is 1. An image
     without annotations keeps an empty list; its "cell_type", if any, becomes the record's. Annotations without a mask or
     with a degenerate one (a polygon of fewer than three points, an RLE without a pixel, a box without area) are left
-    out, counted and logged.
-    A big file is parsed once and then read from a cache (see `coco_cache`).
+    out, counted and logged. A big file is parsed once and then read from a cache (see `coco_cache`).
 
     Args:
         json_file: the annotations.

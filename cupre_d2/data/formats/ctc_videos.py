@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, image_sizes, in_threads, list_images
+from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, image_record, in_threads, list_images
 from cupre_d2.data.formats.mask_images import check_shape, masked_record, read_labels
 from cupre_d2.errors import DatasetError
 
@@ -55,11 +55,8 @@ def load_ctc_images(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DatasetError: there is no video, or a frame cannot be read.
     """
-    files = [file for video in _videos(folder) for file in _frames(folder / video, "t").values()]
-    return [
-        {"file_name": str(file), "image_id": _image_id(folder, file), "height": height, "width": width}
-        for file, (height, width) in zip(files, image_sizes(files), strict=True)
-    ]
+    frames = [frame for video in _videos(folder) for frame in _frames(folder / video, "t").values()]
+    return in_threads(lambda frame: image_record(frame, _image_id(folder, frame)), frames)
 
 
 def _videos(folder: Path) -> list[str]:

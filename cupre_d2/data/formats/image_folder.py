@@ -12,7 +12,6 @@ from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -27,11 +26,7 @@ def load_image_folder(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DatasetError: the folder is missing or holds no image, or an image cannot be read.
     """
-    files = list_images(folder)
-    return [
-        {"file_name": str(file), "image_id": file.name, "height": height, "width": width}
-        for file, (height, width) in zip(files, image_sizes(files), strict=True)
-    ]
+    return in_threads(lambda file: image_record(file, file.name), list_images(folder))
 
 
 def load_class_folders(folder: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -76,10 +71,20 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
     return images
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `function` makes of each item, in order; threads hide the waiting of network file systems."""
+def image_record(file: Path, image_id: str) -> dict[str, Any]:
+    """A record without annotations, its size from the image's header.
+
+    Raises:
+        DatasetError: the image cannot be read.
+    """
+    height, width = image_size(file)
+    return {"file_name": str(file), "image_id": image_id, "height": height, "width": width}
+
+
+def in_threads(function: Callable[..., Result], *items: Iterable[Any]) -> list[Result]:
+    """As `map`, a list; threads hide the waiting of network file systems."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(function, *items))
 
 
 def image_sizes(files: list[Path]) -> Iterator[tuple[int, int]]:

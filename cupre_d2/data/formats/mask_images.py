@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from skimage.measure import label
 
-from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, in_threads, list_images
+from cupre_d2.data.formats.image_folder import TIFF_SUFFIXES, image_record, in_threads, list_images
 from cupre_d2.data.formats.rle import labels_to_annotations, mask_to_annotation
-from cupre_d2.data.image_files import image_size, page_count, read_raster
+from cupre_d2.data.image_files import page_count, read_raster
 from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -216,9 +216,8 @@ def masked_record(image: Path, image_id: str, mask: Path, labels: np.ndarray) ->
     Raises:
         DatasetError: the image cannot be read or has another size.
     """
-    height, width = image_size(image)
-    check_shape(mask, labels.shape, height, width)
-    record = {"file_name": str(image), "image_id": image_id, "height": height, "width": width}
+    record = image_record(image, image_id)
+    check_shape(mask, labels.shape, record["height"], record["width"])
     return record | {"annotations": list(labels_to_annotations(labels))}
 
 
@@ -238,9 +237,7 @@ def _record(image: Path, image_id: str, mask: Path, foreground: np.ndarray, inst
 
 
 def _image(folder: Path, image_id: str) -> dict[str, Any]:
-    file = (folder / image_id / "images" / f"{image_id}.png").absolute()
-    height, width = image_size(file)
-    return {"file_name": str(file), "image_id": image_id, "height": height, "width": width}
+    return image_record((folder / image_id / "images" / f"{image_id}.png").absolute(), image_id)
 
 
 def _annotated_image(folder: Path, image_id: str) -> tuple[dict[str, Any], Counter[str]]:

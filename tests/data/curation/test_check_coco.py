@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.curation.check import check_sources
+from cupre_d2.data.curation.checking import check_sources
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import KINDS, Finding, exit_code
 from cupre_d2.data.curation.sources import sources_of_path

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.curation.check import check, check_sources
+from cupre_d2.data.curation.checking import check, check_sources
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import exit_code
 from cupre_d2.data.curation.sources import Source, sources_of, sources_of_path

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cupre_d2.data.curation.check import check_sources
+from cupre_d2.data.curation.checking import check_sources
 from cupre_d2.data.curation.findings import Finding, exit_code
 from cupre_d2.data.curation.sources import Source, sources_of_path
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cupre_d2.data.catalog import datasets_root
-from cupre_d2.data.curation.check import check_sources
+from cupre_d2.data.curation.checking import check_sources
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import exit_code
 from cupre_d2.data.curation.sources import sources_of, sources_of_path

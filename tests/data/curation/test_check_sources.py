@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cupre_d2.data.curation.check import check_sources
+from cupre_d2.data.curation.checking import check_sources
 from cupre_d2.data.curation.findings import Finding, exit_code, report, results, results_table
 from cupre_d2.data.curation.sources import sources_of, sources_of_path
 from cupre_d2.errors import DatasetError

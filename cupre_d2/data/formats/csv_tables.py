@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cupre_d2.data.formats.image_folder import IMAGE_SUFFIXES, image_sizes
+from cupre_d2.data.formats.image_folder import IMAGE_SUFFIXES, image_record, in_threads
 from cupre_d2.data.formats.rle import mask_to_annotation
 from cupre_d2.errors import DatasetError
 
@@ -42,17 +42,19 @@ def load_count_table(
     folder = images.absolute()
     for row, fields in read_rows(table, (name_column, count_column), header=columns is not None):
         name = fields[name_column]
-        file = image_below(folder, name, row)
+        file = _image_below(folder, name, row)
         if file in counts:
             raise DatasetError(f"{row}: image {name} for the second time; expected one row an image")
         counts[file] = name, _count(fields[count_column], row, count_column)
     if not counts:
         raise DatasetError(f"{table}: no row; expected one an image")
-    log_unnamed(table, folder, counts)
-    return [
-        {"file_name": str(file), "image_id": name, "height": height, "width": width, "count": count}
-        for (file, (name, count)), (height, width) in zip(counts.items(), image_sizes(list(counts)), strict=True)
-    ]
+    _log_unnamed(table, folder, counts)
+
+    def record(file: Path) -> dict[str, Any]:
+        name, count = counts[file]
+        return image_record(file, name) | {"count": count}
+
+    return in_threads(record, counts)
 
 
 def _count(text: str, row: str, column: str) -> int:
@@ -95,12 +97,12 @@ def load_rle_csv(
     first = {fields[columns[0]]: (row, fields) for row, fields in reversed(rows)}
     ids = list(dict.fromkeys(fields[columns[0]] for _, fields in rows))
     folder = images.absolute()
-    files = [image_below(folder, locate(image_id) if image_id else "", first[image_id][0]) for image_id in ids]
-    log_unnamed(table, folder, set(files))
-    records = {
-        image_id: _record_of_row(image_id, file, size, first[image_id][1])
-        for image_id, file, size in zip(ids, files, image_sizes(files), strict=True)
-    }
+    files = [_image_below(folder, locate(image_id) if image_id else "", first[image_id][0]) for image_id in ids]
+    _log_unnamed(table, folder, set(files))
+    records = dict(zip(ids, in_threads(image_record, files, ids), strict=True))
+    for image_id, record in records.items():
+        cell_type = first[image_id][1].get("cell_type")
+        record.update({"cell_type": cell_type} if cell_type else {}, annotations=[])
     for row, fields in rows:
         record = records[fields[columns[0]]]
         _check_size(row, fields, record)
@@ -110,13 +112,6 @@ def load_rle_csv(
             record["annotations"].append(annotation)
     _log_blank_rows(table, len(rows), list(records.values()))
     return list(records.values())
-
-
-def _record_of_row(image_id: str, file: Path, size: tuple[int, int], fields: dict[str, str]) -> dict[str, Any]:
-    record: dict[str, Any] = {"file_name": str(file), "image_id": image_id, "height": size[0], "width": size[1]}
-    if fields.get("cell_type"):
-        record["cell_type"] = fields["cell_type"]
-    return record | {"annotations": []}
 
 
 def _check_size(row: str, fields: dict[str, str], record: dict[str, Any]) -> None:
@@ -178,7 +173,7 @@ def read_rows(file: Path, columns: Sequence[str], header: bool = True) -> Iterat
         raise DatasetError(f"{file}: cannot be read as CSV ({error})") from error
 
 
-def image_below(folder: Path, name: str, row: str) -> Path:
+def _image_below(folder: Path, name: str, row: str) -> Path:
     """The file of a name in a table; it must lie below the folder.
 
     Raises:
@@ -192,7 +187,7 @@ def image_below(folder: Path, name: str, row: str) -> Path:
     return folder / path
 
 
-def log_unnamed(table: Path, folder: Path, named: Collection[Path]) -> None:
+def _log_unnamed(table: Path, folder: Path, named: Collection[Path]) -> None:
     """Says how many images right in a folder a table does not name, if any: it may be one split's. Absolute paths."""
     others = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file not in named]
     if others:

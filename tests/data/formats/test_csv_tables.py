@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.formats.tables import BOWL, load_count_table, load_rle_csv
+from cupre_d2.data.formats.csv_tables import BOWL, load_count_table, load_rle_csv
 from cupre_d2.errors import DatasetError
 
 ROOT = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cupre_d2.data.builtin import CATALOGUE
-from cupre_d2.data.curation.prepare import prepare
+from cupre_d2.data.curation.placing import prepare
 from cupre_d2.errors import DatasetError
 
 BY_NAME = {dataset.name: dataset for dataset in CATALOGUE}
