@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from cupre_d2.data.builtin import CATALOGUE
 from cupre_d2.data.catalog import datasets_root
+from cupre_d2.data.curation.checked_splits import CheckedSplit, splits_of, splits_of_name
 from cupre_d2.data.curation.cleaning import check_empty, fix
 from cupre_d2.data.curation.contents import Contents, read_contents
 from cupre_d2.data.curation.findings import Collector, Finding, exit_code, report, results, results_table
 from cupre_d2.data.curation.image_checks import Key, Pixels, check_counts, check_files, check_repeats, decode_all, file_key
 from cupre_d2.data.curation.instance_checks import OVERLAP, check_image
-from cupre_d2.data.curation.sources import Source, sources_of, sources_of_name
 from cupre_d2.errors import DatasetError
 from cupre_d2.files import write_text
 
@@ -25,7 +25,7 @@ def check(target: str, images: Path | None = None, out: Path | None = None) -> i
     """Prints what is wrong with a data set, and writes a cleaned copy if asked.
 
     Args:
-        target: a name, a COCO JSON or a folder; see `sources_of`.
+        target: a name, a COCO JSON or a folder; see `splits_of`.
         images: the folder that the file names of a COCO JSON are relative to.
         out: where to write a cleaned copy; see `fix`.
 
@@ -33,17 +33,17 @@ def check(target: str, images: Path | None = None, out: Path | None = None) -> i
         The exit code: 0 well, 1 warnings, 2 errors, of the data set as it is.
 
     Raises:
-        DatasetError: see `sources_of` and `fix`.
+        DatasetError: see `splits_of` and `fix`.
     """
-    sources = sources_of(target, images)
+    splits = splits_of(target, images)
     # Not after minutes of checking.
     if out is not None:
         check_empty(out)
-    findings = check_sources(sources)
+    findings = check_splits(splits)
     for line in report(findings):
         print(line)
     if out is not None:
-        for line in fix(sources, findings, out):
+        for line in fix(splits, findings, out):
             print(line)
     return exit_code(findings)
 
@@ -65,7 +65,7 @@ def check_all(out: Path | None = None) -> int:
         _make_folder(out.parent)
     root = datasets_root()
     found: dict[str, list[Finding]] = {
-        dataset.name: check_sources(sources_of_name(dataset.name))
+        dataset.name: check_splits(splits_of_name(dataset.name))
         for dataset in CATALOGUE
         if any(split.missing(root) is None for split in dataset.splits)
     }
@@ -79,18 +79,18 @@ def check_all(out: Path | None = None) -> int:
     return max(map(exit_code, found.values()))
 
 
-def check_sources(sources: Sequence[Source], overlap: float = OVERLAP) -> list[Finding]:
+def check_splits(splits: Sequence[CheckedSplit], overlap: float = OVERLAP) -> list[Finding]:
     """Finds what is wrong with the splits of a data set, each on its own and with each other.
 
     Args:
-        sources: the splits.
+        splits: the splits.
         overlap: the share of an instance, 0 to 1, that another one of its category may cover without a finding.
 
     Returns:
-        The findings, by source in the order given.
+        The findings, by split in the order given.
     """
-    collectors = [Collector(source.name, source.file) for source in sources]
-    contents = [read_contents(source, collector) for source, collector in zip(sources, collectors, strict=True)]
+    collectors = [Collector(split.name, split.file) for split in splits]
+    contents = [read_contents(split, collector) for split, collector in zip(splits, collectors, strict=True)]
     pixels = decode_all(contents)
     for one, collector in zip(contents, collectors, strict=True):
         check_files(one, pixels, collector)
@@ -101,11 +101,11 @@ def check_sources(sources: Sequence[Source], overlap: float = OVERLAP) -> list[F
 
 
 def _check_instances(contents: Contents, pixels: dict[Key, Pixels], overlap: float, collector: Collector) -> None:
-    progress = tqdm(contents.images, f"checking {contents.source.name}", unit="image", disable=None)
+    progress = tqdm(contents.images, f"checking {contents.split.name}", unit="image", disable=None)
     for index, image in enumerate(progress):
         if not image.annotations:
             continue
-        # Where the source is wrong about the size, training goes by the image.
+        # Where the split is wrong about the size, training goes by the image.
         size = pixels.get(file_key(image), Pixels()).size or image.size
         if size is not None:
             check_image(contents, index, size, overlap, collector)

@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from cupre_d2.data.curation.checked_splits import CheckedSplit
 from cupre_d2.data.curation.contents import Contents, ImageEntry, read_contents
 from cupre_d2.data.curation.export import NOT_NORMALIZED, is_raw, to_coco
 from cupre_d2.data.curation.findings import Collector, Finding
 from cupre_d2.data.curation.instance_checks import clip, is_degenerate, is_outside, points_of, read_mask, to_box
-from cupre_d2.data.curation.sources import Source
 from cupre_d2.data.image_files import image_size
 from cupre_d2.errors import DatasetError
 
@@ -43,10 +43,10 @@ _LEFT = ("overlap", "few cells", "duplicate category name", "leak", "unusable fi
 
 @dataclass
 class _Copy:
-    """What a source becomes: entries of a COCO file, the images, and a line for each change."""
+    """What a split becomes: entries of a COCO file, the images, and a line for each change."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
-    # By position in the source.
+    # By position in the split.
     annotations: dict[int, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -57,10 +57,10 @@ class _Copy:
         self.changes[change] += 1
 
 
-def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> list[str]:
-    """Writes a cleaned copy of the sources; the originals are not touched.
+def fix(splits: Sequence[CheckedSplit], findings: Sequence[Finding], out: Path) -> list[str]:
+    """Writes a cleaned copy of the splits; the originals are not touched.
 
-    Each source becomes <out>/<name>.json, in COCO's format, with its images in <out>/images; one without instances
+    Each split becomes <out>/<name>.json, in COCO's format, with its images in <out>/images; one without instances
     becomes the folder <out>/<name> of its images. Images are hard links where the file system can, else copies.
     A record's cell_type becomes its image's.
 
@@ -71,19 +71,19 @@ def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> li
     validation and test are left, and counted: what is right about them cannot be told from the data.
 
     Args:
-        sources: the splits.
-        findings: what `check_sources` found in them.
+        splits: the splits.
+        findings: what `check_splits` found in them.
         out: a new or an empty folder.
 
     Returns:
         A line for each change, then one for each kind of change with its count, and one for what was left.
 
     Raises:
-        DatasetError: `out` is not empty or cannot be written, or a source has pages of stacks or some channels of files,
+        DatasetError: `out` is not empty or cannot be written, or a split has pages of stacks or some channels of files,
             which COCO's format cannot say.
     """
     out = check_empty(out)
-    contents = [read_contents(source, Collector(source.name, source.file)) for source in sources]
+    contents = [read_contents(split, Collector(split.name, split.file)) for split in splits]
     _refuse_parts(contents)
     lines: list[str] = []
     try:
@@ -93,7 +93,7 @@ def fix(sources: Sequence[Source], findings: Sequence[Finding], out: Path) -> li
             new.mkdir()
             names: dict[str, Path] = {}
             for one in contents:
-                lines += _fix(one, [finding for finding in findings if finding.source == one.source.name], new, names)
+                lines += _fix(one, [finding for finding in findings if finding.split == one.split.name], new, names)
             new.rename(out)
     except OSError as error:
         raise DatasetError(f"{out}: cannot be written ({error})") from error
@@ -116,42 +116,42 @@ def _refuse_parts(contents: Sequence[Contents]) -> None:
 
 
 def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict[str, Path]) -> Iterator[str]:
-    source = contents.source
+    split = contents.split
     copy = _Copy()
     annotated = any(image.annotations is not None for image in contents.images)
     of_image, of_annotation = _by_position(findings)
     root = _root(contents)
     for index, image in enumerate(contents.images):
-        dropped = _why_dropped(source, of_image[index])
+        dropped = _why_dropped(split, of_image[index])
         if dropped:
             copy.note(f"{image.name} with {len(image.annotations or ())} annotations", f"image left out ({dropped})")
             continue
         assert image.file is not None
         file_name = _file_name(image, root)
         if annotated:
-            file_name = _free_name(file_name, image.file, source.name, names)
+            file_name = _free_name(file_name, image.file, split.name, names)
         copy.files[file_name] = image.file
         if image.annotations is not None:
             entry = _image_entry(contents, image, index, file_name, of_image[index], copy)
             copy.images.append(entry)
             _fix_annotations(contents, image, entry, of_annotation, copy)
-    usable = bool(copy.files) and (source.json_file is None or bool(contents.categories))
+    usable = bool(copy.files) and (split.json_file is None or bool(contents.categories))
     if usable:
-        _link_all(copy.files, out / ("images" if annotated else source.name))
+        _link_all(copy.files, out / ("images" if annotated else split.name))
     if usable and annotated:
-        _write_json(contents, findings, copy, out / f"{source.name}.json")
-    yield from (f"{source.name}: {line}" for line in copy.lines)
-    yield from (f"{count:>8,} {source.name}: {change}" for change, count in copy.changes.items())
+        _write_json(contents, findings, copy, out / f"{split.name}.json")
+    yield from (f"{split.name}: {line}" for line in copy.lines)
+    yield from (f"{count:>8,} {split.name}: {change}" for change, count in copy.changes.items())
     left = Counter(finding.kind for finding in findings if finding.kind in _LEFT)
-    if not source.held_out:
+    if not split.held_out:
         left.pop("leak", None)
-    yield from (f"{count:>8,} {source.name}: left as it is ({kind})" for kind, count in left.items())
+    yield from (f"{count:>8,} {split.name}: left as it is ({kind})" for kind, count in left.items())
     if not usable:
-        yield f"{source.name}: nothing written, as no image or no category of it can be used"
+        yield f"{split.name}: nothing written, as no image or no category of it can be used"
     elif any(image.entry.keys() & {"count", "label"} for image in contents.images):
-        yield f"{source.name}: the images only; COCO's format has no counts and no labels of images"
-    if usable and any(is_raw(source.fields(image.name) | image.entry) for image in contents.images):
-        yield f"{source.name}: {NOT_NORMALIZED}"
+        yield f"{split.name}: the images only; COCO's format has no counts and no labels of images"
+    if usable and any(is_raw(split.fields(image.name) | image.entry) for image in contents.images):
+        yield f"{split.name}: {NOT_NORMALIZED}"
 
 
 def _by_position(findings: Sequence[Finding]) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
@@ -166,14 +166,14 @@ def _by_position(findings: Sequence[Finding]) -> tuple[dict[int, set[str]], dict
     return of_image, of_annotation
 
 
-def _why_dropped(source: Source, kinds: set[str]) -> str | None:
-    return next((kind for kind in _DROPPED_IMAGES if kind in kinds and not (kind == "leak" and source.held_out)), None)
+def _why_dropped(split: CheckedSplit, kinds: set[str]) -> str | None:
+    return next((kind for kind in _DROPPED_IMAGES if kind in kinds and not (kind == "leak" and split.held_out)), None)
 
 
 def _root(contents: Contents) -> Path | None:
     """What the file names of records are made relative to; those of a COCO JSON are kept."""
     folders = [image.file.parent for image in contents.images if image.file is not None]
-    return Path(os.path.commonpath(folders)) if folders and contents.source.json_file is None else None
+    return Path(os.path.commonpath(folders)) if folders and contents.split.json_file is None else None
 
 
 def _file_name(image: ImageEntry, root: Path | None) -> str:
@@ -181,10 +181,10 @@ def _file_name(image: ImageEntry, root: Path | None) -> str:
     return PurePath(image.entry["file_name"]).as_posix() if root is None else image.file.relative_to(root).as_posix()
 
 
-def _free_name(file_name: str, file: Path, source: str, names: dict[str, Path]) -> str:
-    """Sources share a folder; where two files have one name, the second goes to a sub-folder."""
+def _free_name(file_name: str, file: Path, split: str, names: dict[str, Path]) -> str:
+    """Splits share a folder; where two files have one name, the second goes to a sub-folder."""
     while names.setdefault(file_name, file) != file:
-        file_name = f"{source}/{file_name}"
+        file_name = f"{split}/{file_name}"
     return file_name
 
 
@@ -193,11 +193,11 @@ def _image_entry(
 ) -> dict[str, Any]:
     assert image.file is not None
     height, width = image_size(image.file)
-    fields = contents.source.fields(file_name) | image.entry
+    fields = contents.split.fields(file_name) | image.entry
     cell_type = {key: fields[key] for key in ("cell_type",) if key in fields}
     if "size mismatch" in kinds:
         copy.note(image.name, "height and width set to those of the file")
-    if contents.source.json_file is None:
+    if contents.split.json_file is None:
         return {"id": index + 1, "file_name": file_name, "height": height, "width": width, **cell_type}
     entry = {**cell_type, **image.entry, "file_name": file_name, "height": height, "width": width}
     if "duplicate image id" in kinds:
@@ -211,7 +211,7 @@ def _fix_annotations(
     contents: Contents, image: ImageEntry, entry: dict[str, Any], of_annotation: dict[int, set[str]], copy: _Copy
 ) -> None:
     size = entry["height"], entry["width"]
-    of_record = contents.source.json_file is None
+    of_record = contents.split.json_file is None
     for number, position in enumerate(image.annotations or ()):
         kinds = of_annotation.get(position, set())
         annotation: Any = contents.annotations[position]
@@ -271,8 +271,8 @@ def _whole_polygons(segmentation: list[Any], height: int, width: int) -> list[li
 
 def _write_json(contents: Contents, findings: Sequence[Finding], copy: _Copy, file: Path) -> None:
     annotations = [annotation for _, annotation in sorted(copy.annotations.items())]
-    if contents.source.json_file is None:
-        categories = _record_categories(contents.source, annotations)
+    if contents.split.json_file is None:
+        categories = _record_categories(contents.split, annotations)
     else:
         categories = contents.categories
         for finding in findings:
@@ -283,8 +283,8 @@ def _write_json(contents: Contents, findings: Sequence[Finding], copy: _Copy, fi
     file.write_bytes(msgspec.json.encode({**contents.header, **content}))
 
 
-def _record_categories(source: Source, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    metadata = MetadataCatalog.get(source.name) if source.name in MetadataCatalog.list() else None
+def _record_categories(split: CheckedSplit, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    metadata = MetadataCatalog.get(split.name) if split.name in MetadataCatalog.list() else None
     names = list(metadata.get("thing_classes", ["cell"])) if metadata else ["cell"]
     count = max([len(names), *(annotation["category_id"] for annotation in annotations)])
     names += [f"class {number}" for number in range(len(names) + 1, count + 1)]

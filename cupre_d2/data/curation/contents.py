@@ -1,4 +1,4 @@
-"""A source's images, annotations and categories, read without giving up at the first defect."""
+"""A split's images, annotations and categories, read without giving up at the first defect."""
 
 import json
 from collections import defaultdict
@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 import msgspec
 from detectron2.structures import BoxMode
 
+from cupre_d2.data.curation.checked_splits import CheckedSplit
 from cupre_d2.data.curation.findings import Collector
-from cupre_d2.data.curation.sources import Source
 from cupre_d2.errors import DatasetError
 
 # Pixels of a side: more than any image that can be read has, and few enough to draw polygons on.
@@ -20,7 +20,7 @@ _MAX_SIDE = 2**17
 
 @dataclass
 class ImageEntry:
-    """One image of a source.
+    """One image of a split.
 
     Attributes:
         name: how findings call it.
@@ -46,16 +46,16 @@ class ImageEntry:
 
 @dataclass
 class Contents:
-    """What a source holds.
+    """What a split holds.
 
     Attributes:
         annotations: as objects, or undecoded.
-        categories: usable ones, each with "id" and "name"; empty where the source does not tell them.
+        categories: usable ones, each with "id" and "name"; empty where the split does not tell them.
         header: whatever else the JSON holds, undecoded.
         category_shift: what to add to the annotations' category ids where they are off by one; else 0.
     """
 
-    source: Source
+    split: CheckedSplit
     images: list[ImageEntry] = field(default_factory=list)
     annotations: Sequence[Any] = ()
     categories: list[dict[str, Any]] = field(default_factory=list)
@@ -77,13 +77,13 @@ class _Head(msgspec.Struct):
     iscrowd: Any = 0
 
 
-def read_contents(source: Source, collector: Collector) -> Contents:
-    """Reads a source; what cannot be used of it is left out and reported to the collector."""
-    if source.load is not None:
-        return _read_records(source, collector)
-    contents = Contents(source)
+def read_contents(split: CheckedSplit, collector: Collector) -> Contents:
+    """Reads a split; what cannot be used of it is left out and reported to the collector."""
+    if split.load is not None:
+        return _read_records(split, collector)
+    contents = Contents(split)
     try:
-        content = _read_json(source.file)
+        content = _read_json(split.file)
     except DatasetError as error:
         collector.add("unusable file", "all", str(error))
         return contents
@@ -91,7 +91,7 @@ def read_contents(source: Source, collector: Collector) -> Contents:
     lists = {key: _entries(content, key, collector) for key in ("images", "annotations", "categories")}
     contents.annotations = lists["annotations"]
     contents.categories = _categories(lists["categories"], collector)
-    contents.images = _images(lists["images"], source, collector)
+    contents.images = _images(lists["images"], split, collector)
     _assign(contents, collector)
     return contents
 
@@ -151,34 +151,34 @@ def _categories(entries: list[Any], collector: Collector) -> list[dict[str, Any]
     return list(categories.values())
 
 
-def _images(entries: list[Any], source: Source, collector: Collector) -> list[ImageEntry]:
+def _images(entries: list[Any], split: CheckedSplit, collector: Collector) -> list[ImageEntry]:
     images = []
     if not entries:
         collector.add("unusable file", "field images", "expected at least one image")
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_id(entry.get("id"), (int, str)) or not _is_name(entry.get("file_name")):
             # It keeps its place: `fix` goes by positions.
-            images.append(ImageEntry(f"image number {index}", {}, None, None, "", [], source.file))
+            images.append(ImageEntry(f"image number {index}", {}, None, None, "", [], split.file))
             message = "expected an id, a whole number or a text, and a file_name"
             collector.add("unusable entry", images[-1].name, message, image=index)
             continue
         name = f"image {entry['id']} ({entry['file_name']})"
-        file = _locate(source, entry["file_name"])
+        file = _locate(split, entry["file_name"])
         if file is None:
-            message = f"field file_name; expected a path below {source.image_root}"
+            message = f"field file_name; expected a path below {split.image_root}"
             collector.add("file outside the folder", name, message, image=index)
-        images.append(ImageEntry(name, entry, file, _size(entry), _group(entry), [], source.file))
+        images.append(ImageEntry(name, entry, file, _size(entry), _group(entry), [], split.file))
     return images
 
 
-def _locate(source: Source, name: str) -> Path | None:
+def _locate(split: CheckedSplit, name: str) -> Path | None:
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts:
         return None
     try:
-        return source.locate(source.image_root, name)
+        return split.locate(split.image_root, name)
     except (OSError, ValueError):
-        return source.image_root / name
+        return split.image_root / name
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -298,13 +298,13 @@ def _span(ids: Any) -> str:
     return f"id {low}" if low == high else f"ids {low} to {high}"
 
 
-def _read_records(source: Source, collector: Collector) -> Contents:
-    assert source.load is not None
+def _read_records(split: CheckedSplit, collector: Collector) -> Contents:
+    assert split.load is not None
     try:
-        records = source.load()
+        records = split.load()
     except DatasetError as error:
         collector.add("unusable file", "all", str(error))
-        return Contents(source)
+        return Contents(split)
     images: list[ImageEntry] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
@@ -316,7 +316,7 @@ def _read_records(source: Source, collector: Collector) -> Contents:
         name = f"image {record['image_id']}" + ("" if page is None else f" (page {page})")
         file = Path(record["file_name"])
         images.append(ImageEntry(name, record, file, _size(record), _group(record), positions, file, page, channels))
-    return Contents(source, images, annotations)
+    return Contents(split, images, annotations)
 
 
 def _standard(annotation: dict[str, Any]) -> dict[str, Any]:

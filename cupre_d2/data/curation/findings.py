@@ -58,8 +58,8 @@ class Finding:
         file: the JSON, image or folder it was found in.
         record: which image, annotation or category in it.
         message: what was found and, where that is not plain, what was expected.
-        source: name of the source.
-        image, annotation: positions in the source from 0, for `fix`; None where the defect is not one of theirs.
+        split: name of the split.
+        image, annotation: positions in the split from 0, for `fix`; None where the defect is not one of theirs.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Finding:
     file: Path
     record: str
     message: str
-    source: str = ""
+    split: str = ""
     image: int | None = None
     annotation: int | None = None
 
@@ -79,9 +79,9 @@ class Finding:
 
 @dataclass
 class Collector:
-    """Gathers the findings of one source."""
+    """Gathers the findings of one split."""
 
-    source: str
+    split: str
     file: Path
     findings: list[Finding] = field(default_factory=list)
 
@@ -94,7 +94,7 @@ class Collector:
         annotation: int | None = None,
         file: Path | None = None,
     ) -> None:
-        self.findings.append(Finding(kind, KINDS[kind], file or self.file, record, message, self.source, image, annotation))
+        self.findings.append(Finding(kind, KINDS[kind], file or self.file, record, message, self.split, image, annotation))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

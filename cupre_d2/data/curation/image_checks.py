@@ -1,4 +1,4 @@
-"""The images of all sources: whether they can be read, which are the same, and which have few cells."""
+"""The images of all splits: whether they can be read, which are the same, and which have few cells."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -31,7 +31,7 @@ class Pixels:
 
 
 def decode_all(contents: Sequence[Contents]) -> dict[Key, Pixels]:
-    """Decodes each image of the sources once, in threads, and shows how far it is.
+    """Decodes each image of the splits once, in threads, and shows how far it is.
 
     Returns:
         By `file_key`.
@@ -47,7 +47,7 @@ def file_key(image: ImageEntry) -> Key:
 
 
 def check_files(contents: Contents, pixels: dict[Key, Pixels], collector: Collector) -> None:
-    """Missing and unreadable images, and those whose size is not what the source says."""
+    """Missing and unreadable images, and those whose size is not what the split says."""
     for index, image in enumerate(contents.images):
         if not image.entry:
             continue
@@ -56,7 +56,7 @@ def check_files(contents: Contents, pixels: dict[Key, Pixels], collector: Collec
             collector.add(found.problem[0], image.name, found.problem[1], index, file=image.listed_in)
         stated = tuple(image.entry.get(side) for side in ("height", "width"))
         # Folders of images state none; a COCO JSON must.
-        if contents.source.json_file is None and stated == (None, None):
+        if contents.split.json_file is None and stated == (None, None):
             continue
         if image.size is None or (found.size and found.size != image.size):
             expected = "{}, {} as in {}".format(*found.size, image.file) if found.size else "whole numbers above 0"
@@ -65,30 +65,30 @@ def check_files(contents: Contents, pixels: dict[Key, Pixels], collector: Collec
 
 
 def check_repeats(contents: Sequence[Contents], pixels: dict[Key, Pixels], collectors: Sequence[Collector]) -> None:
-    """Images that occur twice in a source, or in several; told apart by their pixels, so copies in other formats count.
+    """Images that occur twice in a split, or in several; told apart by their pixels, so copies in other formats count.
 
-    Of those that occur twice in a source the one with most annotations is not reported.
+    Of those that occur twice in a split the one with most annotations is not reported.
     """
     shared: Counter[tuple[int, int]] = Counter()
     example: dict[tuple[int, int], str] = {}
-    for by_source in _same(contents, pixels).values():
-        for number, indices in by_source.items():
+    for by_split in _same(contents, pixels).values():
+        for number, indices in by_split.items():
             if len(indices) > 1:
                 _report_repeats(contents[number], indices, collectors[number])
-        _report_leaks(contents, by_source, collectors)
-        for pair in combinations(sorted(by_source), 2):
+        _report_leaks(contents, by_split, collectors)
+        for pair in combinations(sorted(by_split), 2):
             if _may_share(*(contents[number] for number in pair)):
                 shared[pair] += 1
-                example.setdefault(pair, contents[pair[0]].images[by_source[pair[0]][0]].name)
+                example.setdefault(pair, contents[pair[0]].images[by_split[pair[0]][0]].name)
     for (one, other), count in shared.items():
-        message = f"{count} images are in {contents[other].source.name} too"
+        message = f"{count} images are in {contents[other].split.name} too"
         collectors[one].add(
             "shared images", f"{example[one, other]} and others" if count > 1 else example[one, other], message
         )
 
 
 def check_counts(contents: Contents, collector: Collector) -> None:
-    """Images alike are those of a cell type, or where these are too few, all of the source."""
+    """Images alike are those of a cell type, or where these are too few, all of the split."""
     medians = _medians(contents.images)
     for index, image in enumerate(contents.images):
         if image.annotations is None or not image.entry:
@@ -132,7 +132,7 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 def _same(contents: Sequence[Contents], pixels: dict[Key, Pixels]) -> dict[Key, dict[int, list[int]]]:
-    """Positions of the images that are the same, by source; only of those that occur more than once."""
+    """Positions of the images that are the same, by split; only of those that occur more than once."""
     groups: dict[Key, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, one in enumerate(contents):
         for index, image in enumerate(one.images):
@@ -156,17 +156,17 @@ def _report_repeats(contents: Contents, indices: list[int], collector: Collector
             collector.add(kind, images[index].name, message, index, file=images[index].listed_in)
 
 
-def _report_leaks(contents: Sequence[Contents], by_source: dict[int, list[int]], collectors: Sequence[Collector]) -> None:
-    for number, index, other in _leaks(contents, by_source):
+def _report_leaks(contents: Sequence[Contents], by_split: dict[int, list[int]], collectors: Sequence[Collector]) -> None:
+    for number, index, other in _leaks(contents, by_split):
         image, held_out = contents[number].images[index], contents[other]
-        message = f"the same as {held_out.images[by_source[other][0]].name} of {held_out.source.name}"
+        message = f"the same as {held_out.images[by_split[other][0]].name} of {held_out.split.name}"
         collectors[number].add("leak", image.name, message, index, file=image.listed_in)
 
 
-def _leaks(contents: Sequence[Contents], by_source: dict[int, list[int]]) -> Iterator[tuple[int, int, int]]:
-    """A source, the position of an image in it, and the held-out source that has the image too."""
-    held_out = [number for number in by_source if contents[number].source.held_out]
-    for number, indices in by_source.items():
+def _leaks(contents: Sequence[Contents], by_split: dict[int, list[int]]) -> Iterator[tuple[int, int, int]]:
+    """A split, the position of an image in it, and the held-out split that has the image too."""
+    held_out = [number for number in by_split if contents[number].split.held_out]
+    for number, indices in by_split.items():
         other = next((other for other in held_out if _leaks_into(contents[number], contents[other])), None)
         if other is not None:
             yield from ((number, index, other) for index in indices)
@@ -174,11 +174,11 @@ def _leaks(contents: Sequence[Contents], by_source: dict[int, list[int]]) -> Ite
 
 def _leaks_into(one: Contents, held_out: Contents) -> bool:
     """Whether an image of both is to be reported for `one`: of validation and test it is the validation's."""
-    return not one.source.held_out or (one.source.role, held_out.source.role) == ("val", "test")
+    return not one.split.held_out or (one.split.role, held_out.split.role) == ("val", "test")
 
 
 def _may_share(one: Contents, other: Contents) -> bool:
-    return one.source.role == other.source.role or not (one.source.held_out or other.source.held_out)
+    return one.split.role == other.split.role or not (one.split.held_out or other.split.held_out)
 
 
 def _medians(images: list[ImageEntry]) -> dict[str | None, float]:

@@ -29,7 +29,7 @@ _NO_PIXEL: Problem = ("empty mask", "field segmentation: not a pixel in the imag
 
 @dataclass
 class Instance:
-    """An instance with pixels; annotation is its position in the source, extent x0, y0, x1, y1 and area in pixels."""
+    """An instance with pixels; annotation is its position in the split, extent x0, y0, x1, y1 and area in pixels."""
 
     annotation: int
     name: str

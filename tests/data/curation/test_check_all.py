@@ -39,7 +39,7 @@ def test_table_and_files(root: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_results_that_cannot_be_written_are_noticed_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rosettes(root)
     (root / "file").touch()
-    monkeypatch.setattr("cupre_d2.data.curation.checking.check_sources", lambda sources: pytest.fail("checked"))
+    monkeypatch.setattr("cupre_d2.data.curation.checking.check_splits", lambda splits: pytest.fail("checked"))
     with pytest.raises(DatasetError, match="file/new: cannot be made"):
         check_all(root / "file/new/x")
 

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.curation.checking import check_sources
+from cupre_d2.data.curation.checked_splits import splits_of_path
+from cupre_d2.data.curation.checking import check_splits
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import KINDS, Finding, exit_code
-from cupre_d2.data.curation.sources import sources_of_path
 
 HEIGHT, WIDTH = 60, 80
 CODES = {"note": 0, "warning": 1, "error": 2}
 
 
 def findings_of(coco: Any, **options: Any) -> list[Finding]:
-    return check_sources(sources_of_path(coco.write()), **options)
+    return check_splits(splits_of_path(coco.write()), **options)
 
 
 def kinds_of(coco: Any) -> dict[str, int]:
@@ -246,7 +246,7 @@ def test_few_cells_are_told_by_cell_type(make_set: Any) -> None:
 def test_no_coco_file(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "bad.json"
     file.write_bytes(content)
-    findings = check_sources(sources_of_path(file))
+    findings = check_splits(splits_of_path(file))
     assert {finding.kind for finding in findings} == {"unusable file"} and exit_code(findings) == 2
 
 
@@ -280,8 +280,8 @@ def test_anything_in_any_field_is_no_other_exception(
     for (which, field), index, value in spoiled:
         entries = coco.content[which]
         entries[index % len(entries)][field] = [value] if field == "segmentation" and as_polygon else value
-    sources = sources_of_path(coco.write())
-    findings = check_sources(sources)
+    splits = splits_of_path(coco.write())
+    findings = check_splits(splits)
     out = tmp_path_factory.mktemp("out")
-    fix(sources, findings, out)
-    assert exit_code(check_sources(sources_of_path(out)) if (out / "train.json").exists() else []) < 2
+    fix(splits, findings, out)
+    assert exit_code(check_splits(splits_of_path(out)) if (out / "train.json").exists() else []) < 2

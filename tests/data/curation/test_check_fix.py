@@ -11,10 +11,10 @@ import tifffile
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.curation.checking import check, check_sources
+from cupre_d2.data.curation.checked_splits import CheckedSplit, splits_of, splits_of_path
+from cupre_d2.data.curation.checking import check, check_splits
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import exit_code
-from cupre_d2.data.curation.sources import Source, sources_of, sources_of_path
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.errors import DatasetError
@@ -23,9 +23,9 @@ HEIGHT, WIDTH = 60, 80
 
 
 def cleaned(coco: Any, out: Path) -> tuple[dict[str, Any], list[str]]:
-    sources = sources_of_path(coco.write())
+    splits = splits_of_path(coco.write())
     before = {file: file.read_bytes() for file in coco.file.parent.rglob("*") if file.is_file()}
-    lines = fix(sources, check_sources(sources), out)
+    lines = fix(splits, check_splits(splits), out)
     assert all(file.read_bytes() == content for file, content in before.items())
     load_coco_json(out / "train.json", out / "images")
     return json.loads((out / "train.json").read_text()), lines
@@ -74,9 +74,9 @@ def plant_everything(coco: Any) -> set[int]:
 def test_everything_at_once(make_set: Any, tmp_path: Path) -> None:
     coco = make_set()
     untouched = plant_everything(coco)
-    source = {annotation["id"]: annotation for annotation in coco.content["annotations"][12:-1]}
+    original = {annotation["id"]: annotation for annotation in coco.content["annotations"][12:-1]}
     content, lines = cleaned(coco, tmp_path / "out")
-    left = check_sources(sources_of_path(tmp_path / "out"))
+    left = check_splits(splits_of_path(tmp_path / "out"))
     assert {finding.kind for finding in left} == {"no cell"} and exit_code(left) == 0
     assert [image["file_name"] for image in content["images"]] == ["A172_1.png", "A172_2.png", "A172_3.png", "new.png"]
     assert content["images"][2]["height"] == HEIGHT and content["info"] == {"year": 2021}
@@ -88,7 +88,7 @@ def test_everything_at_once(make_set: Any, tmp_path: Path) -> None:
     ]
     by_id = {annotation["id"]: annotation for annotation in content["annotations"]}
     assert len(by_id) == len(content["annotations"]) == 12 - 6 + 24 + 1
-    assert all(by_id[number] == source[number] for number in untouched)
+    assert all(by_id[number] == original[number] for number in untouched)
     for number in (5, 6, 7, 8):
         x, y = 2 + 19 * ((number - 1) % 4), 2 + 18 * ((number - 1) // 4)
         assert by_id[number]["bbox"] == [x, y, 10, 10]
@@ -133,16 +133,16 @@ def test_polygons_are_cut_to_the_pixel(make_set: Any, tmp_path: Path) -> None:
         difference = decode(annotation) != mask
         assert not (difference & ~edge).any() and difference.sum() <= 0.08 * mask.sum()
         assert annotation["area"] == decode(annotation).sum()
-    assert exit_code(check_sources(sources_of_path(tmp_path / "out"))) < 2
+    assert exit_code(check_splits(splits_of_path(tmp_path / "out"))) < 2
 
 
 def test_leaks_leave_the_training_side(make_set: Any, tmp_path: Path) -> None:
     train, val, test = make_set("train"), make_set("val", first=3), make_set("test", first=5)
     for coco in (train, val, test):
         coco.write()
-    sources = sources_of_path(tmp_path)
-    findings = check_sources(sources)
-    lines = fix(sources, findings, tmp_path / "out")
+    splits = splits_of_path(tmp_path)
+    findings = check_splits(splits)
+    lines = fix(splits, findings, tmp_path / "out")
     files = {
         name: [image["file_name"] for image in json.loads((tmp_path / f"out/{name}.json").read_text())["images"]]
         for name in ("train", "val", "test")
@@ -153,8 +153,8 @@ def test_leaks_leave_the_training_side(make_set: Any, tmp_path: Path) -> None:
         "test": ["A172_5.png", "A172_6.png", "A172_7.png"],
     }
     assert "       1 train: image left out (leak)" in lines and "       1 val: left as it is (leak)" in lines
-    left = check_sources(sources_of_path(tmp_path / "out"))
-    assert [(finding.kind, finding.source) for finding in left] == [("leak", "val")]
+    left = check_splits(splits_of_path(tmp_path / "out"))
+    assert [(finding.kind, finding.split) for finding in left] == [("leak", "val")]
 
 
 def test_category_ids_off_by_one(make_set: Any, tmp_path: Path) -> None:
@@ -187,15 +187,15 @@ def test_label_images_become_coco(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / f"set/labels/{index}.tif", labels)
     Image.open(tmp_path / "set/images/2.png").save(tmp_path / "set/images/3.png")
     tifffile.imwrite(tmp_path / "set/labels/3.tif", np.minimum(labels, 1))
-    sources = sources_of_path(tmp_path / "set")
-    fix(sources, check_sources(sources), tmp_path / "out")
+    splits = splits_of_path(tmp_path / "set")
+    fix(splits, check_splits(splits), tmp_path / "out")
     records, categories = load_coco_json(tmp_path / "out/set.json", tmp_path / "out/images")
     assert categories == {1: "cell"} and [Path(record["file_name"]).name for record in records] == ["1.png", "2.png"]
     for record in records:
         masks = [mask_util.decode(annotation["segmentation"]) for annotation in record["annotations"]]
         for mask, value in zip(masks, (1, 9), strict=True):
             np.testing.assert_array_equal(mask, labels == value)
-    assert check_sources(sources_of_path(tmp_path / "out")) == []
+    assert check_splits(splits_of_path(tmp_path / "out")) == []
 
 
 def test_folder_of_images(tmp_path: Path) -> None:
@@ -203,41 +203,41 @@ def test_folder_of_images(tmp_path: Path) -> None:
         (tmp_path / "set").mkdir(exist_ok=True)
         Image.fromarray(np.full((4, 4), index // 2, np.uint8)).save(tmp_path / f"set/{index}.png")
     (tmp_path / "set/3.png").write_bytes(b"")
-    sources = sources_of_path(tmp_path / "set")
-    lines = fix(sources, check_sources(sources), tmp_path / "out")
+    splits = splits_of_path(tmp_path / "set")
+    lines = fix(splits, check_splits(splits), tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out/set").iterdir()) == ["0.png", "2.png"] and len(lines) == 4
-    assert check_sources(sources_of_path(tmp_path / "out/set")) == []
+    assert check_splits(splits_of_path(tmp_path / "out/set")) == []
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:
-    sources = []
+    splits = []
     for index, name in enumerate(("train", "val")):
         (tmp_path / name).mkdir()
         Image.fromarray(np.full((9, 9), index, np.uint8)).save(tmp_path / name / "a.png")
         content = {"images": [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}], "annotations": []}
         (tmp_path / name / f"{name}.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cell"}]}))
-        sources += sources_of_path(tmp_path / name / f"{name}.json")
-    fix(sources, check_sources(sources), tmp_path / "out")
+        splits += splits_of_path(tmp_path / name / f"{name}.json")
+    fix(splits, check_splits(splits), tmp_path / "out")
     for index, name in enumerate(("train", "val")):
         (record,), _ = load_coco_json(tmp_path / f"out/{name}.json", tmp_path / "out/images")
         assert np.asarray(Image.open(record["file_name"])).max() == index
 
 
 def test_refusals(make_set: Any, tmp_path: Path) -> None:
-    sources = sources_of_path(make_set().write())
+    splits = splits_of_path(make_set().write())
     with pytest.raises(DatasetError, match="images: expected a new or an empty folder"):
-        fix(sources, [], tmp_path / "images")
+        fix(splits, [], tmp_path / "images")
     with pytest.raises(DatasetError, match="train.json/out: cannot be written"):
-        fix(sources, [], tmp_path / "train.json" / "out")
+        fix(splits, [], tmp_path / "train.json" / "out")
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 9, 9), np.uint8), photometric="minisblack")
     record = {"file_name": str(tmp_path / "a.tif"), "image_id": "a", "height": 9, "width": 9, "page": 1, "annotations": []}
-    source = Source("stack", "all", lambda: [record], None, tmp_path)
+    split = CheckedSplit("stack", "all", lambda: [record], None, tmp_path)
     with pytest.raises(DatasetError, match=r"a.tif: image a \(page 1\): a page of a stack; expected one image a file"):
-        fix([source], [], tmp_path / "out")
+        fix([split], [], tmp_path / "out")
     del record["page"]
     record["channels"] = (0,)
     with pytest.raises(DatasetError, match=r"a.tif: image a: some channels; expected one image a file"):
-        fix([source], [], tmp_path / "out")
+        fix([split], [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -248,18 +248,18 @@ def test_how_pixels_are_read_and_cell_types(make_set: Any, tmp_path: Path, monke
     (tmp_path / "livecell/images").mkdir()
     coco.folder.rename(tmp_path / "livecell/images/livecell_train_val_images")
     coco.write().rename(tmp_path / "livecell/annotations/LIVECell/livecell_coco_train.json")
-    raw = sources_of("livecell")
-    of_records = [Source("b", "train", lambda: get_records("livecell_train"), None, tmp_path)]
-    for name, sources in (("livecell_train", raw), ("b", of_records)):
-        assert "register it with normalize=False" in fix(sources, [], tmp_path / name)[-1]
+    raw = splits_of("livecell")
+    of_records = [CheckedSplit("b", "train", lambda: get_records("livecell_train"), None, tmp_path)]
+    for name, splits in (("livecell_train", raw), ("b", of_records)):
+        assert "register it with normalize=False" in fix(splits, [], tmp_path / name)[-1]
         images = json.loads((tmp_path / f"{name}/{name}.json").read_text())["images"]
         assert [image["cell_type"] for image in images] == ["a172"] * 3
 
 
 def test_nothing_to_write(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text("[]")
-    sources = sources_of_path(tmp_path / "set.json")
-    assert fix(sources, check_sources(sources), tmp_path / "out") == [
+    splits = splits_of_path(tmp_path / "set.json")
+    assert fix(splits, check_splits(splits), tmp_path / "out") == [
         "       1 set: left as it is (unusable file)",
         "set: nothing written, as no image or no category of it can be used",
     ]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cupre_d2.data.catalog import datasets_root
-from cupre_d2.data.curation.checking import check_sources
+from cupre_d2.data.curation.checked_splits import splits_of, splits_of_path
+from cupre_d2.data.curation.checking import check_splits
 from cupre_d2.data.curation.cleaning import fix
 from cupre_d2.data.curation.findings import exit_code
-from cupre_d2.data.curation.sources import sources_of, sources_of_path
 
 pytestmark = pytest.mark.real_data
 
@@ -41,7 +41,7 @@ def need(path: str) -> Path:
 )
 def test_samples(name: str, path: str, code: int) -> None:
     need(path)
-    assert exit_code(check_sources(sources_of(name))) == code
+    assert exit_code(check_splits(splits_of(name))) == code
 
 
 @pytest.fixture()
@@ -78,17 +78,17 @@ def test_known_defects_of_livecell(livecell: dict[str, dict[str, Any]], tmp_path
     val["annotations"].append(double)
     for split, content in livecell.items():
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
-    sources = sources_of_path(tmp_path)
-    findings = check_sources(sources)
-    found = {(f.kind, f.source, f.record.split(" (")[0]) for f in findings if f.kind != "overlap"}
+    splits = splits_of_path(tmp_path)
+    findings = check_splits(splits)
+    found = {(f.kind, f.split, f.record.split(" (")[0]) for f in findings if f.kind != "overlap"}
     assert found == {
         ("repeated file", "train", "image 1"),
         ("leak", "train", "image 2"),
         ("few cells", "train", f"image {bare['id']}"),
         ("double contour", "val", f"image {double['image_id']}"),
     }
-    fix(sources, findings, tmp_path / "out")
-    left = check_sources(sources_of_path(tmp_path / "out"))
+    fix(splits, findings, tmp_path / "out")
+    left = check_splits(splits_of_path(tmp_path / "out"))
     assert {finding.kind for finding in left} == {"overlap", "few cells"}
     cleaned = json.loads((tmp_path / "out/train.json").read_text())
     assert cleaned["images"] == train["images"][:10]

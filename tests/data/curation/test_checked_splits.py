@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cupre_d2.data.curation.checking import check_sources
+from cupre_d2.data.curation.checked_splits import splits_of, splits_of_path
+from cupre_d2.data.curation.checking import check_splits
 from cupre_d2.data.curation.findings import Finding, exit_code, report, results, results_table
-from cupre_d2.data.curation.sources import sources_of, sources_of_path
 from cupre_d2.errors import DatasetError
 
 
@@ -52,52 +52,52 @@ def test_report_and_exit_codes() -> None:
 )
 def test_role_of_a_name(tmp_path: Path, name: str, role: str) -> None:
     (tmp_path / f"{name}.json").write_text("{}")
-    (source,) = sources_of_path(tmp_path / f"{name}.json")
-    assert (source.name, source.role, source.image_root) == (name, role, tmp_path)
+    (split,) = splits_of_path(tmp_path / f"{name}.json")
+    assert (split.name, split.role, split.image_root) == (name, role, tmp_path)
 
 
 def test_paths(make_set: Any, tmp_path: Path) -> None:
     coco = make_set()
-    (source,) = sources_of(str(coco.write()))
-    assert (source.json_file, source.image_root, source.load) == (coco.file, coco.folder, None)
-    (source,) = sources_of(str(coco.file), tmp_path)
-    assert source.image_root == tmp_path
+    (split,) = splits_of(str(coco.write()))
+    assert (split.json_file, split.image_root, split.load) == (coco.file, coco.folder, None)
+    (split,) = splits_of(str(coco.file), tmp_path)
+    assert split.image_root == tmp_path
     make_set("val").write()
-    assert [source.name for source in sources_of_path(tmp_path)] == ["train", "val"]
-    (source,) = sources_of_path(coco.folder)
-    assert source.role == "unlabeled" and source.load is not None and len(source.load()) == 3
+    assert [split.name for split in splits_of_path(tmp_path)] == ["train", "val"]
+    (split,) = splits_of_path(coco.folder)
+    assert split.role == "unlabeled" and split.load is not None and len(split.load()) == 3
     (tmp_path / "empty").mkdir()
     for missing in ("empty", "gone"):
         with pytest.raises(DatasetError, match=missing):
-            sources_of_path(tmp_path / missing)
+            splits_of_path(tmp_path / missing)
 
 
 def test_images_of_no_json(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no COCO JSON in it; expected one, as --images says where"):
-        sources_of_path(tmp_path, tmp_path / "images")
+        splits_of_path(tmp_path, tmp_path / "images")
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for name in ("livecell", "livecell_train", "bbbc038"):
         with pytest.raises(DatasetError, match=str(tmp_path)):
-            sources_of(name)
+            splits_of(name)
     for folder in ("train2017", "annotations"):
         (tmp_path / "coco" / folder).mkdir(parents=True)
     (tmp_path / "coco/annotations/instances_train2017.json").write_text("{}")
-    (source,) = sources_of("coco")
-    assert (source.name, source.role, source.load) == ("coco_2017_train", "train", None)
-    assert sources_of("coco_2017_train") == [source]
+    (split,) = splits_of("coco")
+    assert (split.name, split.role, split.load) == ("coco_2017_train", "train", None)
+    assert splits_of("coco_2017_train") == [split]
 
 
 def test_splits_chosen_from_others_are_left_out_of_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "bbbc038/stage1_train").mkdir(parents=True)
-    assert [source.name for source in sources_of("bbbc038")] == [f"bbbc038_{role}" for role in ("train", "val", "test")]
-    assert [source.name for source in sources_of("bbbc038_unknown")] == ["bbbc038_unknown"]
+    assert [split.name for split in splits_of("bbbc038")] == [f"bbbc038_{role}" for role in ("train", "val", "test")]
+    assert [split.name for split in splits_of("bbbc038_unknown")] == ["bbbc038_unknown"]
     for path in ("images/livecell_train_val_images", "annotations/LIVECell/livecell_coco_train.json"):
         (tmp_path / "livecell" / path).mkdir(parents=True)
-    assert [source.name for source in sources_of("livecell")] == ["livecell_train"]
+    assert [split.name for split in splits_of("livecell")] == ["livecell_train"]
 
 
 def test_a_hundred_thousand_instances(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_hundred_thousand_instances(tmp_path: Path) -> None:
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
     (tmp_path / "big.json").write_bytes(msgspec.json.encode(content))
     start = time.process_time()
-    findings = check_sources(sources_of_path(tmp_path / "big.json"))
+    findings = check_splits(splits_of_path(tmp_path / "big.json"))
     seconds = time.process_time() - start
     assert {finding.kind for finding in findings} == {"repeated file"} and len(findings) == 240
     # 5 s on an idle core.

@@ -29,7 +29,7 @@ _LABEL_FOLDERS = ("labels", "masks")
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckedSplit:
     """One split to look at.
 
     Attributes:
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """What findings about the source as a whole name."""
+        """What findings about the split as a whole name."""
         return self.json_file or self.image_root
 
     @property
@@ -61,23 +61,23 @@ class Source:
         return self.role in ("val", "test")
 
 
-def sources_of(target: str, images: Path | None = None) -> list[Source]:
-    """The sources of a path, or else of a name: of the catalogue (all splits on disk), or of one registered split.
+def splits_of(target: str, images: Path | None = None) -> list[CheckedSplit]:
+    """The splits of a path, or else of a name: of the catalogue (all splits on disk), or of one registered split.
 
     Raises:
-        DatasetError: it is neither; or see `sources_of_path`, `sources_of_name`.
+        DatasetError: it is neither; or see `splits_of_path`, `splits_of_name`.
     """
     known = {dataset.name for dataset in CATALOGUE} | _splits().keys()
     if target in known and images is None:
-        return sources_of_name(target)
+        return splits_of_name(target)
     if Path(target).exists():
-        return sources_of_path(Path(target), images)
+        return splits_of_path(Path(target), images)
     raise DatasetError(
         f"{target}: no such file or folder, nor a data set; expected a path or one of {', '.join(sorted(known))}"
     )
 
 
-def sources_of_name(name: str) -> list[Source]:
+def splits_of_name(name: str) -> list[CheckedSplit]:
     """The splits on disk of a data set of the catalogue, or the one split of that name.
 
     Of a data set as a whole, splits that choose anew from others (LIVECell's cell types, BBBC038's known and unknown
@@ -99,10 +99,10 @@ def sources_of_name(name: str) -> list[Source]:
     return [_of_split(split, root) for split in present if not split.derived]
 
 
-def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
-    """The sources of a COCO JSON or a folder.
+def splits_of_path(path: Path, images: Path | None = None) -> list[CheckedSplit]:
+    """The splits of a COCO JSON or a folder.
 
-    A folder may hold COCO files (one source each, so that leaks between them are found), `images` and `labels` or
+    A folder may hold COCO files (one split each, so that leaks between them are found), `images` and `labels` or
     `masks` (label images), or images (unlabeled). The images of a COCO JSON are in `images`, if given; else in the
     folder `images` beside it, if there is one; else beside it. Roles are taken from the names: a file
     "my_val.json" is a validation split.
@@ -123,10 +123,10 @@ def sources_of_path(path: Path, images: Path | None = None) -> list[Source]:
     for name in _LABEL_FOLDERS:
         if (path / "images").is_dir() and (path / name).is_dir():
             load = partial(load_label_images, path / "images", path / name)
-            return [Source(path.name, _role(path.name), load, None, path)]
+            return [CheckedSplit(path.name, _role(path.name), load, None, path)]
     folder = path / "images" if (path / "images").is_dir() else path
     files = list_images(folder)
-    return [Source(path.name, "unlabeled", partial(_unread, files), None, folder)]
+    return [CheckedSplit(path.name, "unlabeled", partial(_unread, files), None, folder)]
 
 
 def _splits() -> dict[str, Split]:
@@ -134,19 +134,21 @@ def _splits() -> dict[str, Split]:
     return {split.name: split for split in splits}
 
 
-def _of_split(split: Split, root: Path) -> Source:
+def _of_split(split: Split, root: Path) -> CheckedSplit:
     if split.coco is None:
-        return Source(split.name, split.role, split.records, None, root / (split.requires or ("",))[0])
+        return CheckedSplit(split.name, split.role, split.records, None, root / (split.requires or ("",))[0])
     files = split.coco
-    return Source(split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate, files.fields)
+    return CheckedSplit(
+        split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate, files.fields
+    )
 
 
-def _of_json(file: Path, images: Path | None) -> Source:
+def _of_json(file: Path, images: Path | None) -> CheckedSplit:
     if images is not None:
         root = images.expanduser().absolute()
     else:
         root = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-    return Source(file.stem, _role(file.stem), None, file, root)
+    return CheckedSplit(file.stem, _role(file.stem), None, file, root)
 
 
 def _unread(files: list[Path]) -> list[Record]:
