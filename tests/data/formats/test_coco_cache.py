@@ -125,6 +125,8 @@ def damages(content: bytes) -> Iterator[bytes]:
     rng = np.random.default_rng(0)
     yield from (b"", b"x", content[:-1], content + b"x", content[len(content) // 2 :], b"\0" * len(content), content * 2)
     yield content.replace(b"arrays", b"errors", 1)
+    # Of the version before, which has no areas.
+    yield content.replace(b"arrays 4", b"arrays 3", 1)
     for place in rng.choice(len(content), 150, replace=False):
         yield content[:place] + bytes([content[place] ^ (1 << rng.integers(8))]) + content[place + 1 :]
     for place in rng.choice(len(content), 30, replace=False):
