@@ -190,6 +190,11 @@ def is_registered_here(name: str) -> bool:
     return name in _registered
 
 
+def cell_dataset(name: str) -> CellDataset | None:
+    """What `register_cell_dataset` was told about a data set; None for a name that it did not register."""
+    return _registered.get(name)
+
+
 def check_images(records: Sequence[Record], name: str) -> None:
     """Opens the header of each image and decodes the first; to be called before training starts.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cupre_d2.data.builtin import CATALOGUE, CELLS_UNLABELED, Split
 from cupre_d2.data.builtin.entry import Role, no_fields
-from cupre_d2.data.catalog import Record, datasets_root
+from cupre_d2.data.catalog import CellDataset, Record, cell_dataset, datasets_root
 from cupre_d2.data.formats.image_folder import list_images
 from cupre_d2.data.formats.mask_images import load_label_images
 from cupre_d2.errors import DatasetError
@@ -62,12 +62,15 @@ class CheckedSplit:
 
 
 def splits_of(target: str, images: Path | None = None) -> list[CheckedSplit]:
-    """The splits of a path, or else of a name: of the catalogue (all splits on disk), or of one registered split.
+    """The splits of a name (of the catalogue, all on disk; one registered split; a set of your own), or else of a path.
 
     Raises:
         DatasetError: it is neither; or see `splits_of_path`, `splits_of_name`.
     """
     known = {dataset.name for dataset in CATALOGUE} | _splits().keys()
+    own = cell_dataset(target)
+    if own is not None and images is None:
+        return [_of_own(own)]
     if target in known and images is None:
         return splits_of_name(target)
     if Path(target).exists():
@@ -141,6 +144,18 @@ def _of_split(split: Split, root: Path) -> CheckedSplit:
     return CheckedSplit(
         split.name, split.role, None, root / files.json_file, root / files.image_root, files.locate, files.fields
     )
+
+
+def _of_own(own: CellDataset) -> CheckedSplit:
+    role, reading = _role(own.name), dict(own.reading)
+    file = own.annotations or own.labels or own.counts
+    # What a record says of its image's page and channels, a COCO JSON cannot.
+    if own.annotations and own.annotations.suffix.lower() != ".csv" and not reading.keys() & {"page", "channels"}:
+        return CheckedSplit(own.name, role, None, own.annotations, own.images, fields=lambda file_name: reading)
+    if file is None and len(own.classes or ()) < 2:
+        files = list_images(own.images)
+        return CheckedSplit(own.name, role, lambda: [one | reading for one in _unread(files)], None, own.images)
+    return CheckedSplit(own.name, role, own.load, None, file or own.images)
 
 
 def _of_json(file: Path, images: Path | None) -> CheckedSplit:

@@ -21,11 +21,11 @@ from cupre_d2.files import write_text
 _COMMAND = "DETECTRON2_DATASETS=... python tools/prepare_dataset.py check all"
 
 
-def check(target: str, images: Path | None = None, out: Path | None = None) -> int:
+def check(target: str | Sequence[str], images: Path | None = None, out: Path | None = None) -> int:
     """Prints what is wrong with a data set, and writes a cleaned copy if asked.
 
     Args:
-        target: a name, a COCO JSON or a folder; see `splits_of`.
+        target: a name, a COCO JSON or a folder, see `splits_of`; or several, between which leaks are found too.
         images: the folder that the file names of a COCO JSON are relative to.
         out: where to write a cleaned copy; see `fix`.
 
@@ -35,7 +35,7 @@ def check(target: str, images: Path | None = None, out: Path | None = None) -> i
     Raises:
         DatasetError: see `splits_of` and `fix`.
     """
-    splits = splits_of(target, images)
+    splits = [split for one in ([target] if isinstance(target, str) else target) for split in splits_of(one, images)]
     # Not after minutes of checking.
     if out is not None:
         check_empty(out)

@@ -3,14 +3,16 @@
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from cupre_d2.data.catalog import register_cell_dataset
 from cupre_d2.data.curation.checked_splits import splits_of, splits_of_path
-from cupre_d2.data.curation.checking import check_splits
+from cupre_d2.data.curation.checking import check, check_splits
 from cupre_d2.data.curation.findings import Finding, exit_code, report, results, results_table
 from cupre_d2.errors import DatasetError
 
@@ -70,6 +72,26 @@ def test_paths(make_set: Any, tmp_path: Path) -> None:
     for missing in ("empty", "gone"):
         with pytest.raises(DatasetError, match=missing):
             splits_of_path(tmp_path / missing)
+
+
+def test_own_data_sets(make_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By their registered names; an image that is for training and for validation is found."""
+    coco, key = make_set(), uuid4().hex
+    train, val, images, pages = (f"{kind}_{key}" for kind in ("my_train", "my_val", "my_images", "my_pages"))
+    register_cell_dataset(train, coco.folder, coco.write(), normalize=False)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.eye(60, 80, dtype=np.uint8)).save(tmp_path / "labels/A172_1.png")
+    register_cell_dataset(val, coco.folder, labels=tmp_path / "labels")
+    register_cell_dataset(images, coco.folder)
+    register_cell_dataset(pages, coco.folder, coco.file, page=0)
+    (split,) = splits_of(train)
+    assert (split.role, split.json_file, split.image_root, split.load) == ("train", coco.file, coco.folder, None)
+    assert split.fields("A172_1.png") == {"percentiles": None}
+    assert check([train, val]) == 2 and "error: leak: " in capsys.readouterr().out
+    for name, count in ((val, 1), (images, 3), (pages, 3)):
+        (split,) = splits_of(name)
+        assert split.load is not None and len(records := split.load()) == count
+        assert all(record.get("page") == (0 if name == pages else None) for record in records)
 
 
 def test_images_of_no_json(tmp_path: Path) -> None:
