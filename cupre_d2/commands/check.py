@@ -10,12 +10,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupre_d2.data.check import check
-from cupre_d2.data.check.survey import survey
+from cupre_d2.data.builtin.entry import Role
+from cupre_d2.data.curation.checking import check, check_all
 from cupre_d2.data.targets import dataset_names, register_dataset_file
 from cupre_d2.errors import DatasetError
 
 YAML = (".yaml", ".yml")
+HELD_OUT_LAST: tuple[Role, ...] = ("unlabeled", "train", "val", "test")
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
     if args.target == "all":
-        return survey(args.results)
+        return check_all(args.results)
     file = args.datasets
     if args.target and Path(args.target).suffix.lower() in YAML:
         file, args.target = Path(args.target), None
@@ -52,11 +53,7 @@ def main(words: Sequence[str]) -> int:
         return check(args.target, args.images, args.fix)
     if args.images is not None:
         raise DatasetError(f"--images {args.images}: {file} says where the images are; expected no --images")
-    register_dataset_file(file)
-    if args.target:
-        return check(args.target, None, args.fix)
-    codes = []
-    for name in dataset_names(file):
-        print(f"{name}:")
-        codes.append(check(name, None, args.fix / name if args.fix else None))
-    return max(codes)
+    target = register_dataset_file(file)
+    # Of a set that is for several things, the last decides: what is held out stays so.
+    roles = {name: role for role in HELD_OUT_LAST if target for name in target.roles.get(role, ())}
+    return check(args.target or dataset_names(file), None, args.fix, roles)

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupre_d2.data import catalog, prepare
+from cupre_d2.data import catalog
 from cupre_d2.data.builtin import CATALOGUE
-from cupre_d2.data.export import write_subset
-from cupre_d2.data.overview import overview
+from cupre_d2.data.curation.export import write_subset
+from cupre_d2.data.curation.placing import overview, prepare
 from cupre_d2.data.targets import register_dataset_file
 
 COMMANDS = ("list", "subset", "place")
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> None:
         print(overview(root))
     elif args.command == "place":
         dataset = next(dataset for dataset in CATALOGUE if dataset.name == args.name)
-        for line in prepare.prepare(dataset, args.raw.expanduser(), root):
+        for line in prepare(dataset, args.raw.expanduser(), root):
             print(line)
     else:
         if args.datasets:

@@ -8,12 +8,10 @@ from typing import Any, overload
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cupre_d2.data.formats.class_folders import load_class_folders
 from cupre_d2.data.formats.coco_json import load_coco_json
-from cupre_d2.data.formats.count_table import load_count_table
-from cupre_d2.data.formats.image_folder import image_sizes, load_image_folder
-from cupre_d2.data.formats.label_images import load_label_images
-from cupre_d2.data.formats.rle_csv import load_rle_csv
+from cupre_d2.data.formats.csv_tables import load_count_table, load_rle_csv
+from cupre_d2.data.formats.image_folder import image_sizes, load_class_folders, load_image_folder
+from cupre_d2.data.formats.mask_images import load_label_images
 from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 
@@ -203,6 +201,11 @@ def check_same_classes(names: Sequence[str]) -> None:
 def is_registered_here(name: str) -> bool:
     """Whether the name was registered through this module, rather than by Detectron2 or its user."""
     return name in _registered
+
+
+def cell_dataset(name: str) -> CellDataset | None:
+    """What `register_cell_dataset` was told about a data set; None for a name that it did not register."""
+    return _registered.get(name)
 
 
 def check_images(records: Sequence[Record], name: str) -> None:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import logging
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
@@ -21,6 +22,7 @@ from cupre_d2.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
+COUNT_RANGES = 5
 _SUBSET_NAME = re.compile(r"(?P<base>.+)_(?P<percent>-?\d+(?:\.\d+)?)pct(?:_seed(?P<seed>\d+))?")
 
 
@@ -67,9 +69,10 @@ def ensure_registered(name: str) -> None:
 def subset(records: Sequence[Record], percent: Fraction | float, seed: int) -> list[Record]:
     """`percent` of the records, at least one, in their original order.
 
-    For one seed a smaller percentage is part of every larger one. Where records have a cell_type, each type has about
-    its share: the images of a type are ranked by hash, the types merged by relative rank, and a prefix is taken.
-    The number is rounded as Python rounds, halves to even.
+    For one seed a smaller percentage is part of every larger one. Where records have a "cell_type", each type has about
+    its share; where they have none, each class ("label"), or range of cell numbers ("count", see `_count_ranges`). The
+    images of such a stratum are ranked by hash, the strata merged by relative rank, and a prefix is taken. The number is
+    rounded as Python rounds, halves to even.
     """
     count = max(1, round(Fraction(percent) * len(records) / 100))
     chosen = set(_order(records, seed)[:count])
@@ -78,15 +81,32 @@ def subset(records: Sequence[Record], percent: Fraction | float, seed: int) -> l
 
 def _order(records: Sequence[Record], seed: int) -> list[int]:
     """Indices of the records in the order in which subsets take them."""
-    strata: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for index, record in enumerate(records):
-        strata[record.get("cell_type", "")].append((_hash(seed, record["image_id"]), index))
+    strata: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+    for index, (record, stratum) in enumerate(zip(records, _strata(records), strict=True)):
+        strata[stratum].append((_hash(seed, record["image_id"]), index))
     ranked = [
         ((rank + 0.5) / len(stratum), digest, index)
         for stratum in strata.values()
         for rank, (digest, index) in enumerate(sorted(stratum))
     ]
     return [index for _, _, index in sorted(ranked)]
+
+
+def _strata(records: Sequence[Record]) -> Sequence[Hashable]:
+    """What of each record its share of a subset goes by; records that lack it are a stratum of their own."""
+    field = next((one for one in ("cell_type", "label", "count") if any(one in record for record in records)), "")
+    values = [record.get(field) for record in records]
+    return _count_ranges(values) if field == "count" else values
+
+
+def _count_ranges(counts: Sequence[int | None]) -> list[int | None]:
+    """Number of the range that each count is in: five ranges of about as many images each.
+
+    So that 5 % of a hundred images have one of each; equal counts are in one range.
+    """
+    known = sorted(count for count in counts if count is not None)
+    starts = [known[len(known) * part // COUNT_RANGES] for part in range(1, COUNT_RANGES)]
+    return [None if count is None else bisect_right(starts, count) for count in counts]
 
 
 def _hash(seed: int, image_id: Hashable) -> str:

@@ -15,11 +15,8 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from cupre_d2.data.image_files import image_size, page_count, read_raster
-from cupre_d2.data.raster import Raster
+from cupre_d2.data.image_files import Raster, read_raster
 from cupre_d2.errors import ConfigError, DatasetError
-
-__all__ = ["check_percentiles", "image_size", "page_count", "read_image", "read_pixels", "read_record"]
 
 FORMATS = ("RGB", "BGR", "L")
 PERCENTILES = (0.1, 99.9)

@@ -1,9 +1,12 @@
-"""Data loaders of the trainers, and the records that they draw from."""
+"""Data loaders of the trainers, and the records that they draw from.
+
+What the endless ones yield follows from the seed and the iteration alone.
+"""
 
 import logging
 import signal
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +14,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations, trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cupre_d2.data.batches import EndlessBatches, SeededDataset, aspect_groups
+from cupre_d2.data.catalog import Record
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.mappers import DetectionMapper, TwoViewMapper
-from cupre_d2.errors import DatasetError
+from cupre_d2.errors import ConfigError, DatasetError
+from cupre_d2.randomness import derive, seeded
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 LONGEST_CHECKPOINT = 120
 
@@ -81,6 +83,94 @@ def shard(records: list[Record], index: int, count: int, seed: int) -> list[Reco
         raise DatasetError(f"AMT2.ROUNDS {count}: more shards than training images ({len(records)})")
     order = np.random.default_rng(max(seed, 0)).permutation(len(records))
     return [records[i] for i in sorted(np.array_split(order, count)[index])]
+
+
+class Draw(NamedTuple):
+    """One image of the endless stream.
+
+    Attributes:
+        position: in the stream of all processes, from 0; with the seed it decides the image's augmentations.
+        index: of the record.
+    """
+
+    position: int
+    index: int  # type: ignore[assignment]  # tuple.index, which nobody calls here
+
+
+class EndlessBatches(Sampler[list[Draw]]):
+    """Batches of shuffled passes over the records, the same for the same seed wherever one begins.
+
+    As in Detectron2, passes follow each other without a break, and images of one group (see `aspect_groups`) are
+    batched together. Process r of R gets the r-th part of each batch, so that R processes see what one would.
+
+    Args:
+        groups: group of each record.
+        batch_size: images over all processes, a multiple of `processes`.
+        seed: numbers that are not negative.
+        start: the first batches, which are left out.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share.
+    """
+
+    def __init__(
+        self, groups: Sequence[int], batch_size: int, seed: Sequence[int], start: int = 0, rank: int = 0, processes: int = 1
+    ) -> None:
+        self._groups = list(groups)
+        self._batch_size = batch_size
+        self._seed = tuple(seed)
+        self._start = start
+        share, rest = divmod(batch_size, processes)
+        if rest or not share:
+            raise ConfigError(f"SOLVER.IMS_PER_BATCH {batch_size}: expected a multiple of the processes ({processes})")
+        self._own = slice(rank * share, (rank + 1) * share)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for number, batch in enumerate(self._batches()):
+            if number >= self._start:
+                yield batch[self._own]
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        waiting: dict[int, list[Draw]] = {group: [] for group in self._groups}
+        for position, index in enumerate(self._indices()):
+            batch = waiting[self._groups[index]]
+            batch.append(Draw(position, index))
+            if len(batch) == self._batch_size:
+                yield list(batch)
+                batch.clear()
+
+    def _indices(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield from np.random.default_rng((*self._seed, number)).permutation(len(self._groups)).tolist()
+            number += 1
+
+
+def aspect_groups(records: Sequence[Record]) -> list[int]:
+    """Group of each record: 0 for wide images, 1 for others, which when batched together would be padded a lot."""
+    return [0 if record["width"] > record["height"] else 1 for record in records]
+
+
+class SeededDataset(Dataset[Record]):
+    """What a mapper makes of a drawn record, its random numbers a function of the seed and the draw's position.
+
+    Args:
+        records: by index.
+        mapper: from a record to what a model takes.
+        seed: numbers that are not negative.
+    """
+
+    def __init__(self, records: Any, mapper: Callable[[Record], Record], seed: Sequence[int]) -> None:
+        self._records = records
+        self._mapper = mapper
+        self._seed = derive(*seed)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, draw: Draw) -> Record:
+        with seeded((self._seed, draw.position)):
+            return self._mapper(self._records[draw.index])
 
 
 def build_detection_loader(cfg: CfgNode, records: list[Record], seed: Sequence[int] = (0,), start: int = 0) -> DataLoader:

@@ -12,12 +12,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor
 
-from cupre_d2.data.augmentation import cell_augmentations
+from cupre_d2.data.augmentation import TwoViews, cell_augmentations
+from cupre_d2.data.catalog import Record
 from cupre_d2.data.images import check_percentiles, read_record
-from cupre_d2.data.views import TwoViews
 from cupre_d2.errors import ConfigError, DatasetError
-
-Record = dict[str, Any]
 
 
 class TwoViewMapper:

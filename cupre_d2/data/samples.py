@@ -11,13 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from torch.utils.data import DataLoader
 
-from cupre_d2.data.batches import EndlessBatches, SeededDataset
-from cupre_d2.data.loaders import build_endless_loader
+from cupre_d2.data.catalog import Record
+from cupre_d2.data.loaders import EndlessBatches, SeededDataset, build_endless_loader
 from cupre_d2.data.mappers import DetectionMapper
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cupre_d2.data.builtin import register_builtin_datasets
-from cupre_d2.data.builtin.bbbc import bbbc038_ids
+from cupre_d2.data.builtin import bbbc, register_builtin_datasets
+from cupre_d2.data.builtin.bbbc import appearance, bbbc038_ids, load_bbbc038_images
 from cupre_d2.data.builtin.livecell import TYPES as LIVECELL_TYPES
 from cupre_d2.data.few_shot import get_records
+from cupre_d2.data.formats.csv_tables import read_rows
+from cupre_d2.data.images import read_image
 from cupre_d2.errors import DatasetError
 
+REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 SIZE = 8
 # Of id0 ... id19, from `sorted(ids, key=sha256)`.
 EXPECTED_VAL_TEST = (["id0", "id19"], ["id16", "id7"])
@@ -279,3 +282,13 @@ def test_bbbc038_types_of_images_that_are_missing(root: Path) -> None:
     write_types(root, {})
     with pytest.raises(DatasetError, match=r"no image is in bbbc038_types.csv; expected a list of your own, .*types.csv"):
         get_records("bbbc038_known_train")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (REAL / "bbbc038/stage1_train").is_dir(), reason="no BBBC038")
+def test_our_list_of_bbbc038_types_is_what_the_images_look_like() -> None:
+    rows = read_rows(Path(bbbc.__file__).with_name("bbbc038_types.csv"), ("image_id", "type"))
+    types = {fields["image_id"]: fields["type"] for _, fields in rows}
+    records = load_bbbc038_images(REAL, "val")
+    looks = {record["image_id"]: appearance(read_image(record["file_name"])) for record in records}
+    assert looks == {image_id: types[image_id] for image_id in looks} and len(set(looks.values())) > 2

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cupre_d2.data.builtin import CATALOGUE
 from cupre_d2.data.builtin.livecell import LIVECELL
+from cupre_d2.data.curation.placing import overview
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.overview import overview
 from cupre_d2.errors import DatasetError
 
 # Two cells that touch, the second with a hole.

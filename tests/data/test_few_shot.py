@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 from uuid import uuid4
@@ -30,6 +31,17 @@ def typed() -> list[dict[str, Any]]:
     return [{"image_id": f"{t}_{i}", "cell_type": t} for t, size in SIZES.items() for i in range(size)]
 
 
+def labeled() -> list[dict[str, Any]]:
+    """270 rosettes in 1,100, as in the published set, at a tenth."""
+    return [{"image_id": f"image{i}", "label": int(i >= 27)} for i in range(110)]
+
+
+def counted() -> list[dict[str, Any]]:
+    """Many images of few cells, few of many, ten without a count."""
+    counts = [1] * 40 + [2] * 15 + [3, 4, 5, 6, 7] * 4 + [30] * 25
+    return [{"image_id": f"image{i}", "count": count} for i, count in enumerate(counts)] + plain(110)[100:]
+
+
 def ids(records: list[dict[str, Any]]) -> list[str]:
     return [record["image_id"] for record in records]
 
@@ -51,7 +63,7 @@ def test_the_draw_does_not_depend_on_the_order_of_records() -> None:
     assert set(ids(subset(typed()[::-1], 20, 0))) == set(ids(subset(typed(), 20, 0)))
 
 
-@pytest.mark.parametrize("records", [plain(37), typed()], ids=["plain", "typed"])
+@pytest.mark.parametrize("records", [plain(37), typed(), labeled(), counted()], ids=["plain", "typed", "labeled", "counted"])
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_nested_and_sized(records: list[dict[str, Any]], seed: int) -> None:
     smaller: set[str] = set()
@@ -76,12 +88,34 @@ def test_every_image_is_drawn_about_as_often() -> None:
     assert all(abs(count - 80) < 40 for count in counts.values())
 
 
-@pytest.mark.parametrize("percent", [5, 10, 20, 33, 50])
-def test_types_have_their_share(percent: int) -> None:
+def shares(records: list[dict[str, Any]], percent: int, stratum: Callable[[dict[str, Any]], Any]) -> None:
+    """Each stratum has its share in any draw, to within an image."""
+    whole = Counter(map(stratum, records))
+    assert len(whole) > 1
     for seed in range(20):
-        counts = Counter(record["cell_type"] for record in subset(typed(), percent, seed))
-        for cell_type, size in SIZES.items():
-            assert math.floor(size * percent / 100) - 1 <= counts[cell_type] <= math.ceil(size * percent / 100) + 1
+        drawn = Counter(map(stratum, subset(records, percent, seed)))
+        for name, size in whole.items():
+            assert math.floor(size * percent / 100) - 1 <= drawn[name] <= math.ceil(size * percent / 100) + 1
+
+
+@pytest.mark.parametrize("percent", [5, 10, 20, 33, 50])
+def test_types_classes_and_counts_have_their_share(percent: int) -> None:
+    shares(typed(), percent, lambda record: record["cell_type"])
+    shares(labeled(), percent, lambda record: record["label"])
+    # The ranges that five of twenty images each, and ties kept together, make of these counts.
+    shares(counted(), percent, lambda record: "count" in record and sum(record["count"] >= start for start in (2, 4, 30)))
+
+
+def test_a_cell_type_goes_before_a_label_and_a_count() -> None:
+    for field in ("label", "count"):
+        others = [{**record, field: index % 7} for index, record in enumerate(typed())]
+        assert ids(subset(others, 5, seed=0)) == EXPECTED_TYPED
+
+
+def test_five_percent_of_a_hundred_have_a_count_of_each_range() -> None:
+    records = [{"image_id": index, "count": index} for index in range(100)]
+    for seed in range(20):
+        assert sorted(record["count"] // 20 for record in subset(records, 5, seed)) == [0, 1, 2, 3, 4]
 
 
 def test_names(name: str, caplog: pytest.LogCaptureFixture) -> None:

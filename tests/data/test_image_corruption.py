@@ -17,7 +17,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cupre_d2.data.images import image_size, page_count, read_image
+from cupre_d2.data.image_files import image_size, page_count
+from cupre_d2.data.images import read_image
 from cupre_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 24, 36

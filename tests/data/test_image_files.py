@@ -10,9 +10,8 @@ import tifffile
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
 
-from cupre_d2.data.image_files import image_size, page_count, read_raster
+from cupre_d2.data.image_files import MAX_BYTES, image_size, page_count, read_raster
 from cupre_d2.data.images import read_image, read_pixels
-from cupre_d2.data.raster import MAX_BYTES
 from cupre_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 20, 36

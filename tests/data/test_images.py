@@ -17,7 +17,8 @@ from PIL import Image
 
 from cupre_d2.config import add_cupre_config
 from cupre_d2.data.catalog import datasets_root
-from cupre_d2.data.images import check_percentiles, image_size, read_image, read_pixels, read_record
+from cupre_d2.data.image_files import image_size
+from cupre_d2.data.images import check_percentiles, read_image, read_pixels, read_record
 from cupre_d2.data.mappers import DetectionMapper
 from cupre_d2.errors import ConfigError, DatasetError
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from cupre_d2.data.views import TwoViews
+from cupre_d2.data.augmentation import TwoViews
 from cupre_d2.errors import ConfigError
 
 # Everything off but what chooses the crop, which covers the whole image, and how it is turned.

@@ -12,12 +12,12 @@ import pytest
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
+from cupre_d2.commands.check import parse_args
 from cupre_d2.data import register_cell_dataset, register_records
-from cupre_d2.data.export import write_coco_json, write_subset
+from cupre_d2.data.curation.export import write_coco_json, write_subset
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.errors import DatasetError
 from tests.conftest import write_coco
-from tools.prepare_dataset import parse_args
 
 
 def run(*arguments: str | Path, root: Path) -> subprocess.CompletedProcess[str]:
@@ -72,10 +72,10 @@ def test_check_and_fix(dataset: Path, tmp_path: Path) -> None:
 )
 def test_options_that_check_does_not_take(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_args(["check", *arguments.split()])
+        parse_args(arguments.split())
     target = arguments.split()[0]
     assert capsys.readouterr().err.endswith(f"error: check {target}: {said} given, which it does not take\n")
-    assert parse_args(["check", "all", "--results", "x"]).results == Path("x")
+    assert parse_args(["all", "--results", "x"]).results == Path("x")
 
 
 def test_subset_is_a_coco_file_of_its_own(dataset: Path, tmp_path: Path) -> None:

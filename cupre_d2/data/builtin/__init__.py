@@ -5,14 +5,12 @@ when used. The table of names, sizes, licences and layouts: datasets/README.md, 
 from detectron2.data import DatasetCatalog
 
 from cupre_d2.data.builtin.bbbc import BBBC005, BBBC038, BBBC039
-from cupre_d2.data.builtin.chok1 import CHOK1
-from cupre_d2.data.builtin.coco import COCO
+from cupre_d2.data.builtin.coco import COCO, EVICAN
 from cupre_d2.data.builtin.ctc import CTC
 from cupre_d2.data.builtin.entry import PublicDataset, Split
-from cupre_d2.data.builtin.evican import EVICAN
 from cupre_d2.data.builtin.few_shot_sets import EM, SSTEM, TNBC
+from cupre_d2.data.builtin.image_labels import CHOK1, ROSETTE
 from cupre_d2.data.builtin.livecell import LIVECELL
-from cupre_d2.data.builtin.rosette import ROSETTE
 from cupre_d2.data.builtin.unlabeled import CELLS_UNLABELED
 from cupre_d2.data.catalog import register_records
 from cupre_d2.data.targets import register_target

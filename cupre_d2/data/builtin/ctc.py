@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
 from cupre_d2.data.catalog import Record
-from cupre_d2.data.formats.ctc import Truth, load_ctc, load_ctc_images
+from cupre_d2.data.formats.ctc_videos import Truth, load_ctc, load_ctc_images
 
 # Frames of both training videos (facts §3.5, point 7), and what they show.
 _FRAMES = {

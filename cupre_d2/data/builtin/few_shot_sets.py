@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
 from cupre_d2.data.catalog import Record
-from cupre_d2.data.formats.binary_masks import load_binary_masks, load_binary_stack
+from cupre_d2.data.formats.mask_images import load_binary_masks, load_binary_stack
 from cupre_d2.errors import DatasetError
 
 # --------------------------------------------------------------------------------------------------------------- TNBC

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from cupre_d2.data.builtin import bbbc, livecell
+from cupre_d2.data.builtin.coco import EVICAN
 from cupre_d2.data.builtin.ctc import CTC
 from cupre_d2.data.builtin.entry import Split
-from cupre_d2.data.builtin.evican import EVICAN
 from cupre_d2.data.builtin.livecell import LIVECELL
 from cupre_d2.data.catalog import Record, missing_path_error
 

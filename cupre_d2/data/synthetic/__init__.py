@@ -3,9 +3,8 @@
 Everything follows from a seed and an image's index, to the byte, on any machine.
 """
 
-from cupre_d2.data.synthetic.dataset import VERSION, make_dataset, register_synthetic
+from cupre_d2.data.synthetic.dataset import KINDS, VERSION, Kind, draw, make_dataset, register_synthetic
 from cupre_d2.data.synthetic.fluorescence import SMALLEST, Drawing, Fluorescence, draw_microscope
-from cupre_d2.data.synthetic.kinds import KINDS, Kind, draw
 from cupre_d2.data.synthetic.shapes import SHAPES, Scene, draw_shapes
 from cupre_d2.data.synthetic.suspension import (
     BRIGHT_FIELD,

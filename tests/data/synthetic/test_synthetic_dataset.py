@@ -12,7 +12,7 @@ from pycocotools import mask as mask_util
 
 from cupre_d2.data import synthetic
 from cupre_d2.data.formats.coco_json import load_coco_json
-from cupre_d2.data.formats.count_table import load_count_table
+from cupre_d2.data.formats.csv_tables import load_count_table
 from cupre_d2.errors import DatasetError
 
 
