@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from cupre_d2.engine import distributed, evaluation, pipeline, preemption
-from cupre_d2.engine.allocator import keep_freed_memory
+from cupre_d2.engine.distributed import keep_freed_memory
 from cupre_d2.engine.preflight import check_processes
 from cupre_d2.one_line_errors import one_line_errors
 

@@ -22,7 +22,9 @@ from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, closest, default_config, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError
+from cupre_d2.evaluation.build import tasks
 from cupre_d2.files import write_text
+from cupre_d2.migration import migrate
 from cupre_d2.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -157,7 +159,7 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
     for stage in chosen:
         saved = stage.folder / "config.yaml"
         if saved.is_file():
-            _check_same(stage, yaml.safe_load(saved.read_text()))
+            _check_same(stage, migrate(yaml.safe_load(saved.read_text()), str(saved)))
         else:
             try:
                 write_text(saved, stage.cfg.dump())
@@ -276,7 +278,7 @@ def _run(job: Job) -> Metrics:
 def _report(path: Path, records: Sequence[StageRecord], last: Stage) -> None:
     write_results(path, records, last.cfg)
     seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
-    logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
+    logger.info(f"trained: {seconds}\n{table(records[-1].metrics, tasks(last.cfg))}")
     logger.info(f"results: {path}   pictures: {last.folder / 'overlays'}")
     write_report(path.parent)
 
@@ -290,7 +292,8 @@ def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:
     trainer.train_stage([PipelineProgress(pace, trainer)])
     with preemption.deferring("leaving after this evaluation"):
         metrics = trainer.test_and_keep_best()
-        record = StageRecord(stage.name, stage.cfg.TRAINER, trainer.clock.seconds, trainer.max_iter, metrics, commit)
+        taken = (trainer.clock.seconds, trainer.max_iter)
+        record = StageRecord(stage.name, stage.cfg.TRAINER, *taken, metrics, commit, stage.folder.name)
         if comm.is_main_process():
             record.write(stage.folder)
         comm.synchronize()

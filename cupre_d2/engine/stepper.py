@@ -38,10 +38,12 @@ class Stepper(SimpleTrainer):
     Args:
         network: takes a list of inputs, returns losses; may be wrapped in DistributedDataParallel.
         cfg: of the phase.
+        prefix: of the name that the sum of the losses is logged under, `total_loss`.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode, prefix: str = "") -> None:
         super().__init__(network, None, optimizer)
+        self._prefix = prefix
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
@@ -78,7 +80,7 @@ class Stepper(SimpleTrainer):
         losses = self._backward(batch)
         if self._finite(losses) and self._take():
             self._left_out = 0
-            self._write_metrics(losses, data_time)
+            self._write_metrics(losses, data_time, self._prefix)
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)

@@ -1,5 +1,6 @@
 """The evaluators that a config asks for."""
 
+import math
 import os
 
 from detectron2.config import CfgNode
@@ -36,3 +37,16 @@ def _labels(cfg: CfgNode, name: str) -> DatasetEvaluator:
         iou_thresholds=cfg.TEST.LABELS.IOU_THRESHOLDS,
         ties_match=cfg.TEST.LABELS.TIES_MATCH,
     )
+
+
+def tasks(cfg: CfgNode) -> dict[str, str]:
+    """The tasks that TEST.EVALUATORS measure, and the unit of their metrics."""
+    of = {"cell_coco": ("bbox", "segm"), "labels": ("labels",)}
+    return {task: "percent" for kind in cfg.TEST.EVALUATORS for task in of[kind]}
+
+
+def as_text(value: float | None, unit: str) -> str:
+    """A metric for a table: percent with one decimal, else four significant digits; a dash for what is undefined."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.1f}" if unit == "percent" else f"{value:.4g}"
