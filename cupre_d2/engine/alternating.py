@@ -17,10 +17,11 @@ from cupre_d2.data.loaders import (
     unlabeled_records,
 )
 from cupre_d2.engine.distributed import share_buffers
+from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_detection, check_network, check_settings, check_unlabeled
 from cupre_d2.engine.rules import check_solver
 from cupre_d2.engine.single_phase import build_network, trainable_here
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, OptimizerPhase, StageTrainer
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer

@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.data.loaders import unlabeled_records
 from cupre_d2.data.samples import Samples, build_sample_loader, draw_samples
+from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_network, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.pseudo_labels import START_NODES, as_tensor, pseudo_labels
 from cupre_d2.engine.single_phase import build_network
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, OptimizerPhase, StageTrainer
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.latent import ClusterClassifier, PooledLatent, encoder_of
 from cupre_d2.randomness import derive, seeded

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from cupre_d2.engine.phases import PRECISIONS
 from cupre_d2.engine.pseudo_labels import ALGORITHMS
 from cupre_d2.engine.stages import default_config
-from cupre_d2.engine.stepper import PRECISIONS
 from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.build import tasks
 from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known

@@ -5,16 +5,14 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
-from detectron2.solver.build import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import log_first_n
@@ -25,17 +23,16 @@ from cupre_d2.checkpoint.checkpointer import CellCheckpointer
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.data.loaders import build_test_loader
 from cupre_d2.engine import preemption
-from cupre_d2.engine.distributed import parallel, share_buffers
+from cupre_d2.engine.distributed import share_buffers
+from cupre_d2.engine.phases import NONFINITE_FILE, Phase
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
 from cupre_d2.engine.results import Metrics
-from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
 from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
 from cupre_d2.files import drop_later
 from cupre_d2.modeling.modes import modes_kept
 from cupre_d2.randomness import seed_everything
-from cupre_d2.solver.l2_sp import L2SP
 
 TRAINER_REGISTRY = Registry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "The trainers a stage may name in its config's TRAINER; called with the stage's config."
@@ -43,87 +40,6 @@ TRAINER_REGISTRY.__doc__ = "The trainers a stage may name in its config's TRAINE
 LOG_PERIOD = 20
 METRICS_FILE = "metrics.json"
 BACKBONE_PREFIX = "backbone.bottom_up."
-
-
-class RegularizedModel(nn.Module):
-    """Adds the L2-SP term to a model's losses, as `loss_l2sp`, so that it is logged on its own."""
-
-    def __init__(self, model: nn.Module, l2_sp: L2SP) -> None:
-        super().__init__()
-        self.model = model
-        self.l2_sp = l2_sp
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**self.model(batched_inputs), "loss_l2sp": self.l2_sp.loss()}
-
-
-class Phase(Protocol):
-    """One kind of training step, all that a StageTrainer knows of it; of one optimizer or, as for GANs, of several.
-
-    Attributes:
-        number: tells the random numbers of the stage's phases apart.
-    """
-
-    number: int
-
-    def run_step(self, iteration: int, trainer: "StageTrainer") -> None:
-        """Takes a step and puts into `trainer.storage` what is to be logged."""
-
-    def reset_data_loader(self, builder: Callable[[], Any]) -> None:
-        """Replaces the data: the loader is what `builder` returns, None at the end of the stage."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on but for the stage's models: optimizers, schedules."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class OptimizerPhase:
-    """A phase that minimises the losses of one model by one optimizer with its schedule.
-
-    Attributes:
-        prefix: of the names that the sum of the losses and the learning rate are logged under, `total_loss` and `lr`;
-            e.g. "coco/" where a stage has several phases.
-    """
-
-    number: int
-    stepper: Stepper
-    scheduler: Any
-    prefix: str = ""
-
-    @classmethod
-    def build(
-        cls,
-        number: int,
-        cfg: CfgNode,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        l2_sp: L2SP | None = None,
-        prefix: str = "",
-    ) -> "OptimizerPhase":
-        """The data are set later, when it is known where training starts (`reset_data_loader`)."""
-        network = parallel(model, cfg.MODEL.DEVICE)
-        network = RegularizedModel(network, l2_sp) if l2_sp else network
-        stepper = Stepper(network, optimizer, cfg, prefix)
-        return cls(number, stepper, build_lr_scheduler(cfg, optimizer), prefix)
-
-    def run_step(self, iteration: int, trainer: "StageTrainer") -> None:
-        self.stepper.iter = iteration
-        self.stepper.run_step()
-        learning_rate = self.stepper.optimizer.param_groups[0]["lr"]
-        trainer.storage.put_scalar(f"{self.prefix}lr", learning_rate, smoothing_hint=False)
-        self.scheduler.step()
-
-    def reset_data_loader(self, builder: Callable[[], Any]) -> None:
-        self.stepper.reset_data_loader(builder)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"stepper": self.stepper.state_dict(), "scheduler": self.scheduler.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stepper.load_state_dict(state["stepper"])
-        self.scheduler.load_state_dict(state["scheduler"])
 
 
 class Checkpoints(HookBase):

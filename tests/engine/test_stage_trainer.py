@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import TrainerBase
 from torch import nn
 from torch.nn.functional import softplus
 
+from cupre_d2.engine import OptimizerPhase, StageTrainer
 from cupre_d2.engine.results import Metrics
-from cupre_d2.engine.stage_trainer import OptimizerPhase, StageTrainer
 from cupre_d2.engine.stages import default_config
 from cupre_d2.errors import ConfigError
 from cupre_d2.solver.build import build_optimizer
@@ -52,7 +53,7 @@ class GanPhase:
             for name, loss in losses.items()
         }
 
-    def run_step(self, iteration: int, trainer: StageTrainer) -> None:
+    def run_step(self, iteration: int, trainer: TrainerBase) -> None:
         for part in self.parts.values():
             part.run_step(iteration, trainer)
 
