@@ -8,8 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from matplotlib import image as png
 
+from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.engine.trainers import build_network
 from cupre_d2.errors import CheckpointError
 from cupre_d2.experiments.deep_clustering import latents
 from cupre_d2.experiments.deep_clustering.figures import draw_map
