@@ -30,7 +30,7 @@ from cupre_d2.engine.results import Metrics
 from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
-from cupre_d2.modeling.modes import modes_kept
+from cupre_d2.modeling.layers import modes_kept
 from cupre_d2.randomness import seed_everything
 from cupre_d2.solver.l2_sp import L2SP
 

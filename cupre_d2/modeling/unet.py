@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.norms import get_norm
+from cupre_d2.modeling.layers import get_norm
 
 IMAGE_CHANNELS = 3
 

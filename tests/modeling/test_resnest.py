@@ -11,7 +11,7 @@ from torch import nn
 from cupre_d2.config import add_cupre_config
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.backbone.resnest import STAGES, Bottleneck, ResNeSt
-from cupre_d2.modeling.norms import NORMS
+from cupre_d2.modeling.layers import NORMS
 
 NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.norms import revert_sync_batchnorm
+from cupre_d2.modeling.layers import revert_sync_batchnorm
 
 logger = logging.getLogger(__name__)
 
