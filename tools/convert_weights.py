@@ -16,7 +16,7 @@ from torch import nn
 from cupre_d2.checkpoint.convert import Conversion, convert_weights
 from cupre_d2.checkpoint.loading import SHOWN
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from cupre_d2.data.check import check
 from cupre_d2.data.check.survey import survey
 from cupre_d2.data.export import write_subset
 from cupre_d2.data.overview import overview
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import one_line_errors
 
 COMMANDS = ("list", "check", "subset", "place")
 

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from cupre_d2.engine import distributed, evaluation, pipeline, preemption
 from cupre_d2.engine.allocator import keep_freed_memory
 from cupre_d2.engine.preflight import check_processes
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
