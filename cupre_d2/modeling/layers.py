@@ -36,13 +36,14 @@ class TinyBatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
+def get_norm(norm: str, channels: int, gn_groups: int = 32, key: str = "MODEL.RESNETS.NORM") -> nn.Module | None:
     """Detectron2's `get_norm`, with batch norms that train on one process, on a CPU and on one image.
 
     Args:
         norm: one of `NORMS`; "" for none.
         channels: of the map to normalise.
         gn_groups: groups of GroupNorm; their greatest common divisor with `channels` is taken.
+        key: that named the norm, for the message of an error.
 
     Returns:
         The layer; None for "". In a single process the synchronised norms are plain batch norms of the same keys, and
@@ -52,7 +53,7 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
         ConfigError: an unknown norm.
     """
     if norm not in NORMS:
-        raise ConfigError(f"MODEL.RESNETS.NORM {norm!r}: expected one of {', '.join(map(repr, NORMS))}")
+        raise ConfigError(f"{key} {norm!r}: expected one of {', '.join(map(repr, NORMS))}")
     single = comm.get_world_size() == 1
     if norm == "BN" or (single and norm.startswith("naiveSyncBN")):
         return TinyBatchNorm2d(channels)
@@ -63,22 +64,25 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32) -> nn.Module | None:
     return detectron2_get_norm(norm, channels)
 
 
-def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
+def revert_sync_batchnorm(module: nn.Module, *more: type[nn.BatchNorm2d]) -> nn.Module:
     """Replaces every nn.SyncBatchNorm, which cannot synchronise on a CPU, by a BatchNorm2d of the same keys.
 
     The new layers hold the very tensors of the old ones, so optimizers and shared weights stay valid.
 
+    Args:
+        more: other batch norms to replace, e.g. Detectron2's NaiveSyncBatchNorm, which synchronises anywhere.
+
     Returns:
-        `module`, changed in place; a new layer where `module` is itself an nn.SyncBatchNorm.
+        `module`, changed in place; a new layer where `module` is itself such a norm.
     """
-    if isinstance(module, nn.SyncBatchNorm):
+    if isinstance(module, (nn.SyncBatchNorm, *more)):
         plain = TinyBatchNorm2d(module.num_features, module.eps, module.momentum, device="meta")
         plain.affine, plain.track_running_stats = module.affine, module.track_running_stats
         plain._parameters = module._parameters
         plain._buffers = module._buffers
         return plain.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, revert_sync_batchnorm(child))
+        setattr(module, name, revert_sync_batchnorm(child, *more))
     return module
 
 

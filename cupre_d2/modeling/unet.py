@@ -87,7 +87,7 @@ def _convolution(in_channels: int, out_channels: int, norm: str, gn_groups: int)
         kernel_size=3,
         padding=1,
         bias=not norm,
-        norm=get_norm(norm, out_channels, gn_groups),
+        norm=get_norm(norm, out_channels, gn_groups, "MODEL.UNET.NORM"),
         activation=nn.functional.relu,
     )
     weight_init.c2_msra_fill(layer)

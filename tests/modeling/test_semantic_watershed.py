@@ -239,7 +239,7 @@ def test_an_image_without_annotations_or_masks() -> None:
         ({"border_width": 0}, "MODEL.SEMANTIC_WATERSHED.BORDER_WIDTH 0"),
         ({"channels": (8, 8)}, r"MODEL.UNET.CHANNELS \[8, 8\]: expected 3 positive numbers"),
         ({"channels": (8, 8, 0)}, "MODEL.UNET.CHANNELS"),
-        ({"norm": "XN"}, "NORM 'XN'"),
+        ({"norm": "XN"}, "MODEL.UNET.NORM 'XN'"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], key: str) -> None:
