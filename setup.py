@@ -1,13 +1,19 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# Not imported, as that takes Detectron2.
+VERSION = re.search(r'^__version__ = "(.+)"$', (Path(__file__).parent / "cupre_d2/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="cupre_d2",
-    version="0.1.0",
+    version=VERSION,
     description="A good cell segmenter from a handful of annotated microscope images: CUPre as a Detectron2 plugin",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["cupre_d2", "cupre_d2.*"]),
-    package_data={"cupre_d2.data.builtin": ["*.csv"], "cupre_d2.report": ["templates/*"]},
+    package_data={"cupre_d2": ["py.typed"], "cupre_d2.data.builtin": ["*.csv"], "cupre_d2.report": ["templates/*"]},
     # Detectron2 is not on PyPI under its name: see README. Tested versions: requirements.txt.
     install_requires=[
         "torch>=2.4",
