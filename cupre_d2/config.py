@@ -1,6 +1,26 @@
 """Every config key this plugin adds to Detectron2's, with its meaning and unit."""
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+_REGISTERED: list[Callable[[CN], None]] = []
+
+
+def register_config(add: Callable[[CN], None]) -> Callable[[CN], None]:
+    """A decorator: `add(cfg)` gives every config of this plugin a project's keys, after `add_cupre_config`."""
+    if add not in _REGISTERED:
+        _REGISTERED.append(add)
+    return add
+
+
+def default_config() -> CN:
+    """Detectron2's config with this plugin's keys and those that projects have registered."""
+    cfg = get_cfg()
+    for add in (add_cupre_config, *_REGISTERED):
+        add(cfg)
+    return cfg
 
 
 def add_cupre_config(cfg: CN) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.logger import log_first_n
 
-from cupre_d2.config import add_cupre_config
+from cupre_d2.config import default_config
 from cupre_d2.errors import ConfigError
 from cupre_d2.migration import migrate
 
@@ -41,13 +41,6 @@ class Stage:
     @property
     def final_checkpoint(self) -> Path:
         return self.folder / "model_final.pth"
-
-
-def default_config() -> CfgNode:
-    """Detectron2's config with this plugin's keys."""
-    cfg = get_cfg()
-    add_cupre_config(cfg)
-    return cfg
 
 
 def closest(name: str, known: Sequence[str]) -> str:

@@ -297,10 +297,22 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNeSt with Detectron2's feature pyramid, p2 to p6."""
+    """ResNeSt with Detectron2's feature pyramid, p2 to p6.
+
+    Raises:
+        ConfigError: as `build_resnest_backbone`, and maps for the pyramid that there are none of.
+    """
+    bottom_up = build_resnest_backbone(cfg, input_shape)
+    wanted, found = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.OUT_FEATURES
+    if not wanted or not set(wanted) <= set(found):
+        # Detectron2's defaults are those of its networks without a pyramid, for the heads as well.
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES {list(wanted)}: expected some of MODEL.RESNETS.OUT_FEATURES {list(found)}; "
+            "configs/Base-ResNeSt50-Cascade.yaml is a config to start from, which sets these and the heads'"
+        )
     return FPN(
-        bottom_up=build_resnest_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        bottom_up=bottom_up,
+        in_features=wanted,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
