@@ -64,7 +64,7 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32, key: str = "MODEL.RE
     return detectron2_get_norm(norm, channels)
 
 
-def revert_sync_batchnorm(module: nn.Module, *more: type[nn.BatchNorm2d]) -> nn.Module:
+def revert_sync_batchnorm(module: nn.Module, *more: type[_BatchNorm]) -> nn.Module:
     """Replaces every nn.SyncBatchNorm, which cannot synchronise on a CPU, by a BatchNorm2d of the same keys.
 
     The new layers hold the very tensors of the old ones, so optimizers and shared weights stay valid.
@@ -75,7 +75,8 @@ def revert_sync_batchnorm(module: nn.Module, *more: type[nn.BatchNorm2d]) -> nn.
     Returns:
         `module`, changed in place; a new layer where `module` is itself such a norm.
     """
-    if isinstance(module, (nn.SyncBatchNorm, *more)):
+    kinds: tuple[type[_BatchNorm], ...] = (nn.SyncBatchNorm, *more)
+    if isinstance(module, kinds):
         plain = TinyBatchNorm2d(module.num_features, module.eps, module.momentum, device="meta")
         plain.affine, plain.track_running_stats = module.affine, module.track_running_stats
         plain._parameters = module._parameters
