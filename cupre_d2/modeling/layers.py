@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.layers import get_norm as detectron2_get_norm
 from detectron2.utils import comm
 from torch import nn
@@ -33,6 +33,18 @@ class TinyBatchNorm2d(nn.BatchNorm2d):
             return nn.functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
+        return super().forward(input)
+
+
+class FloatSyncBatchNorm(NaiveSyncBatchNorm):
+    """Detectron2's NaiveSyncBatchNorm that takes the statistics of bfloat16 maps in float32, as that does of float16's.
+
+    It has a variance as mean square less squared mean: rounded to bfloat16, that may be negative, and the network NaN.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.dtype == torch.bfloat16:
+            return super().forward(input.float()).to(input.dtype)
         return super().forward(input)
 
 
@@ -61,6 +73,8 @@ def get_norm(norm: str, channels: int, gn_groups: int = 32, key: str = "MODEL.RE
         return TinyBatchNorm2d(channels)
     if norm == "GN":
         return nn.GroupNorm(math.gcd(gn_groups, channels), channels)
+    if norm.startswith("naiveSyncBN"):
+        return FloatSyncBatchNorm(channels, stats_mode="N" if norm == "naiveSyncBN_N" else "")
     return detectron2_get_norm(norm, channels)
 
 

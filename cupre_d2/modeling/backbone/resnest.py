@@ -314,7 +314,8 @@ def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         bottom_up=bottom_up,
         in_features=wanted,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
+        # Detectron2 tells by "" alone that the convolutions need a bias.
+        norm=cfg.MODEL.FPN.NORM and partial(get_norm, cfg.MODEL.FPN.NORM, key="MODEL.FPN.NORM"),
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
