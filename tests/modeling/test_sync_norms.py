@@ -1,7 +1,7 @@
 """The paper's own setting, synchronised batch norms and mixed precision, in two processes.
 
-SyncBN itself is nn.SyncBatchNorm, which cannot be run on a CPU ("expected input tensor to be on GPU"): there `get_norm` makes a
-plain batch norm of it. What stands in for it is naiveSyncBN, Detectron2's of the same statistics, which gloo can run; for
+SyncBN itself is nn.SyncBatchNorm, which cannot be run on a CPU ("expected input tensor to be on GPU"): there `get_norm` makes
+a plain batch norm of it. What stands in for it is naiveSyncBN, Detectron2's of the same statistics, which gloo can run; for
 float16 stands bfloat16.
 """
 
