@@ -1,8 +1,8 @@
 """The paper's own setting, synchronised batch norms and mixed precision, in two processes.
 
-SyncBN itself is nn.SyncBatchNorm, which cannot be run on a CPU ("expected input tensor to be on GPU"): there `get_norm` makes
-a plain batch norm of it. What stands in for it is naiveSyncBN, Detectron2's of the same statistics, which gloo can run; for
-float16 stands bfloat16.
+SyncBN itself is nn.SyncBatchNorm, which cannot be run on a CPU ("expected input tensor to be on GPU"): `get_norm` makes a
+plain batch norm of it there. What stands in for it is naiveSyncBN, Detectron2's of the same statistics, which gloo can
+run; for float16 stands bfloat16.
 """
 
 from pathlib import Path
