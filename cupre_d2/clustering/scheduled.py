@@ -17,7 +17,29 @@ REACH = 53 * np.log(2.0)
 
 
 class ScheduledClusterer(CentroidClusterer):
-    """K centroids and a step that decays over the whole fit."""
+    """K centroids and a step that decays over the whole fit.
+
+    The paper does not say how centroids start or whether t counts samples or epochs. Here they start at distinct samples
+    drawn at random, and t grows with every sample, from 0 to 1 over all epochs, as published by Martinetz.
+
+    Features that are constant have no influence. If all samples are equal, all centroids are, and a ConvergenceWarning says
+    so. A single sample is a cluster, with n_clusters=1. A fit of more than 10 s logs its progress (logger
+    cupre_d2.clustering.base).
+
+    Args:
+        n_clusters: K, at most the number of samples.
+        epochs: passes over the samples.
+        step_start, step_end: ε at the start and the end, above 0, at most 1.
+        init: "random", or K x F start nodes.
+        shuffle_data: whether each epoch takes the samples in a random order, or all as they are.
+        random_state: seed, generator or None, as everywhere in scikit-learn.
+
+    Attributes:
+        cluster_centers_, labels_: see CentroidClusterer.
+
+    Raises (`fit`):
+        ClusteringError, a ValueError: n_clusters above the number of samples, NaN or infinity, a parameter out of range.
+    """
 
     def __init__(
         self,
@@ -77,26 +99,7 @@ class OnlineKMeans(ScheduledClusterer):
     and no other. This is the paper's kMC: its neural gas with R ≡ 10⁻³, as then h = exp(−rank / R) is 1 for rank 0 and 0 in
     float64 for all others.
 
-    The paper does not say how centroids start or whether t counts samples or epochs. Here they start at distinct samples
-    drawn at random, and t grows with every sample, from 0 to 1 over all epochs.
-
-    Features that are constant have no influence. If all samples are equal, all centroids are, and a ConvergenceWarning says
-    so. A single sample is a cluster, with n_clusters=1. A fit of more than 10 s logs its progress (logger
-    cupre_d2.clustering.base).
-
-    Args:
-        n_clusters: K, at most the number of samples.
-        epochs: passes over the samples.
-        step_start, step_end: ε at the start and the end, above 0, at most 1.
-        init: "random", or K x F start nodes.
-        shuffle_data: whether each epoch takes the samples in a random order, or all as they are.
-        random_state: seed, generator or None, as everywhere in scikit-learn.
-
-    Attributes:
-        cluster_centers_, labels_: see CentroidClusterer.
-
-    Raises (`fit`):
-        ClusteringError, a ValueError: n_clusters above the number of samples, NaN or infinity, a parameter out of range.
+    Arguments, attributes and errors are those of ScheduledClusterer.
 
     >>> samples = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> OnlineKMeans(2, init=[[0.0], [10.0]], random_state=0).fit(samples).labels_.tolist()
@@ -124,27 +127,10 @@ class NeuralGas(ScheduledClusterer):
     Ranks with h(r) < 2⁻⁵³, which are r > 36.7 R, are taken for h = 0 and never sorted, and h is a power of exp(−1 / R): each
     shift is that of the formula but for at most 10⁻¹² of the distance between sample and centroid.
 
-    The paper does not say how centroids start or whether t counts samples or epochs. Here they start at distinct samples
-    drawn at random, and t grows with every sample, from 0 to 1 over all epochs, as published by Martinetz.
-
-    Features that are constant have no influence. If all samples are equal, all centroids are, and a ConvergenceWarning says
-    so. A single sample is a cluster, with n_clusters=1. A fit of more than 10 s logs its progress (logger
-    cupre_d2.clustering.base).
-
     Args:
-        n_clusters: K, at most the number of samples.
-        epochs: passes over the samples.
-        step_start, step_end: ε at the start and the end, above 0, at most 1.
         radius_start, radius_end: R at the start and the end, in ranks, above 0; None is 2 K.
-        init: "random", or K x F start nodes.
-        shuffle_data: whether each epoch takes the samples in a random order, or all as they are.
-        random_state: seed, generator or None, as everywhere in scikit-learn.
 
-    Attributes:
-        cluster_centers_, labels_: see CentroidClusterer.
-
-    Raises (`fit`):
-        ClusteringError, a ValueError: n_clusters above the number of samples, NaN or infinity, a parameter out of range.
+    The other arguments, attributes and errors are those of ScheduledClusterer.
 
     >>> samples = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> NeuralGas(2, init=[[0.0], [10.0]], random_state=0).fit_predict(samples).tolist()
