@@ -19,11 +19,10 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from cupre_d2.engine import lock, preemption
-from cupre_d2.errors import ConfigError
+from cupre_d2.errors import ConfigError, one_line_errors
 from cupre_d2.experiments.comparisons import TABLES
 from cupre_d2.experiments.engines import ENGINES
 from cupre_d2.experiments.results import Origin, beside, check_earlier
-from cupre_d2.one_line_errors import one_line_errors
 
 ROOT = Path(__file__).parents[1]
 # Folders of the pipelines' configs below configs/.

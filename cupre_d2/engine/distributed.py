@@ -15,8 +15,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from cupre_d2.engine import preemption
-from cupre_d2.errors import ConfigError, TrainingError
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import ConfigError, TrainingError, one_line_errors
 
 PR_SET_PDEATHSIG = 1
 

@@ -12,8 +12,8 @@ from cupre_d2.data.loaders import build_detection_loader, build_view_loader, tra
 from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_detection, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
+from cupre_d2.modeling.layers import revert_sync_batchnorm
 from cupre_d2.modeling.meta_arch.moco import MoCo
-from cupre_d2.modeling.norms import revert_sync_batchnorm
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
 from cupre_d2.solver.l2_sp import L2SP
 

@@ -31,7 +31,7 @@ from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
 from cupre_d2.files import drop_later
-from cupre_d2.modeling.modes import modes_kept
+from cupre_d2.modeling.layers import modes_kept
 from cupre_d2.randomness import seed_everything
 
 TRAINER_REGISTRY = Registry("TRAINER")
