@@ -1,8 +1,14 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# Not imported, as that takes Detectron2.
+VERSION = re.search(r'^__version__ = "(.+)"$', (Path(__file__).parent / "cupre_d2/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="cupre_d2",
-    version="0.2.0",
+    version=VERSION,
     description="A good cell segmenter from a handful of annotated microscope images: CUPre as a Detectron2 plugin",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -12,6 +18,7 @@ setup(
     # The configs lie beside the package in a checkout, and in it in a wheel.
     package_dir={"cupre_d2.configs": "configs"},
     package_data={
+        "cupre_d2": ["py.typed"],
         "cupre_d2.configs": ["*.yaml", "**/*.yaml"],
         "cupre_d2.data.builtin": ["*.csv"],
         "cupre_d2.report": ["templates/*"],

@@ -29,6 +29,10 @@ def default_config() -> CN:
     return cfg
 
 
+# Keys of SOLVER that say nothing of a phase.
+OF_STAGE = ("AMP", "CHECKPOINT_KEEP", "CHECKPOINT_PERIOD", "L2SP", "MAX_ITER", "NONFINITE_LIMIT", "REFERENCE_WORLD_SIZE")
+
+
 def add_cupre_config(cfg: CN) -> None:
     """Adds this plugin's keys and their defaults to a Detectron2 config, in place."""
     # Which registered trainer runs this stage: DetectionTrainer, MoCoTrainer, AlternatingTrainer, ClusteringTrainer.
@@ -58,8 +62,8 @@ def add_cupre_config(cfg: CN) -> None:
 
     _add_resnest(cfg)
     _add_moco(cfg)
-    _add_amt2(cfg)
     _add_solver(cfg)
+    _add_amt2(cfg)
     _add_evaluation(cfg)
     _add_semantic_watershed(cfg)
     _add_clustering(cfg)
@@ -119,6 +123,26 @@ def _add_moco(cfg: CN) -> None:
     cfg.INPUT.VIEWS.BLUR_SIGMA = (0.1, 2.0)
 
 
+def _add_solver(cfg: CN) -> None:
+    # "SGD" (Detectron2's), "AdamW" or "LAMB".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Parts that a batch is computed in, one after the other: the memory of a part, the gradient of the whole.
+    cfg.SOLVER.ACCUMULATE = 1
+    # With SOLVER.AMP.ENABLED: "float16" (with a scaler) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Steps in a row that are left out, as a loss or gradient is not finite, until training ends.
+    cfg.SOLVER.NONFINITE_LIMIT = 5
+    # Of the checkpoints of SOLVER.CHECKPOINT_PERIOD, how many stay; the best, those of phases' ends and the last all stay.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
+    # L2-SP on the backbone in place of its weight decay; α and λ as in cupre_d2.solver.l2_sp.
+    cfg.SOLVER.L2SP = CN()
+    cfg.SOLVER.L2SP.ENABLED = False
+    # α in [0, 1]: the share that pulls to the anchor weights; the rest pulls to zero. The paper gives no value.
+    cfg.SOLVER.L2SP.ALPHA = 0.5
+    # Strength, in the unit of SOLVER.WEIGHT_DECAY: with ALPHA 0 this is plain weight decay of that value.
+    cfg.SOLVER.L2SP.WEIGHT = 1e-4
+
+
 def _add_amt2(cfg: CN) -> None:
     cfg.AMT2 = CN()
     # Rounds, and so shards of DATASETS.TRAIN.
@@ -126,18 +150,26 @@ def _add_amt2(cfg: CN) -> None:
     # Iterations of one MoCo phase and of one COCO phase; 0 is one pass over the unlabeled images, or over the shard.
     cfg.AMT2.MOCO_ITERS = 0
     cfg.AMT2.COCO_ITERS = 0
-    # The backbone in the COCO phase: "l2sp" (held near the weights MoCo left; needs SOLVER.L2SP.ENABLED), "free", "frozen".
-    cfg.AMT2.BACKBONE_POLICY = "l2sp"
-    # The SOLVER keys of the MoCo phase; SOLVER itself is the COCO phase's. One schedule each spans all rounds.
-    cfg.AMT2.MOCO_SOLVER = CN()
-    cfg.AMT2.MOCO_SOLVER.OPTIMIZER = "SGD"
-    cfg.AMT2.MOCO_SOLVER.IMS_PER_BATCH = 256
-    cfg.AMT2.MOCO_SOLVER.BASE_LR = 0.03
-    cfg.AMT2.MOCO_SOLVER.MOMENTUM = 0.9
-    cfg.AMT2.MOCO_SOLVER.WEIGHT_DECAY = 1e-4
-    cfg.AMT2.MOCO_SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
-    cfg.AMT2.MOCO_SOLVER.WARMUP_ITERS = 0
-    cfg.AMT2.MOCO_SOLVER.ACCUMULATE = 1
+    # False leaves the MoCo phases out: what the COCO phases alone do, the same shards for as many iterations.
+    cfg.AMT2.MOCO = True
+    # Keeps the backbone in the COCO phase as MoCo left it; with SOLVER.L2SP.ENABLED it is held near that instead.
+    cfg.AMT2.FREEZE_BACKBONE = False
+    # The MoCo phase's own SOLVER, with MoCo's published values; SOLVER is the COCO phase's. One schedule each spans all
+    # rounds: STEPS and WARMUP_ITERS count the iterations of all MoCo phases together. What belongs to the stage (mixed
+    # precision, checkpoints, …) is SOLVER's for both.
+    solver = cfg.SOLVER.clone()
+    for key in OF_STAGE:
+        del solver[key]
+    solver.OPTIMIZER = "SGD"
+    solver.IMS_PER_BATCH = 256
+    solver.BASE_LR = 0.03
+    solver.MOMENTUM = 0.9
+    solver.WEIGHT_DECAY = 1e-4
+    solver.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    solver.STEPS = ()
+    solver.WARMUP_ITERS = 0
+    solver.ACCUMULATE = 1
+    cfg.AMT2.MOCO_SOLVER = solver
 
 
 def _add_semantic_watershed(cfg: CN) -> None:
@@ -196,29 +228,16 @@ def _add_clustering(cfg: CN) -> None:
     cfg.CLUSTERING.NORM_POLICY = "train"
 
 
-def _add_solver(cfg: CN) -> None:
-    # "SGD" (Detectron2's), "AdamW" or "LAMB".
-    cfg.SOLVER.OPTIMIZER = "SGD"
-    # Parts that a batch is computed in, one after the other: the memory of a part, the gradient of the whole.
-    cfg.SOLVER.ACCUMULATE = 1
-    # With SOLVER.AMP.ENABLED: "float16" (with a scaler) or "bfloat16".
-    cfg.SOLVER.AMP.DTYPE = "float16"
-    # Steps in a row that are left out, as a loss or gradient is not finite, until training ends.
-    cfg.SOLVER.NONFINITE_LIMIT = 5
-    # Of the checkpoints of SOLVER.CHECKPOINT_PERIOD, how many stay; the best, those of phases' ends and the last all stay.
-    cfg.SOLVER.CHECKPOINT_KEEP = 2
-    # L2-SP on the backbone in place of its weight decay; α and λ as in cupre_d2.solver.l2_sp.
-    cfg.SOLVER.L2SP = CN()
-    cfg.SOLVER.L2SP.ENABLED = False
-    # α in [0, 1]: the share that pulls to the anchor weights; the rest pulls to zero. The paper gives no value.
-    cfg.SOLVER.L2SP.ALPHA = 0.5
-    # Strength, in the unit of SOLVER.WEIGHT_DECAY: with ALPHA 0 this is plain weight decay of that value.
-    cfg.SOLVER.L2SP.WEIGHT = 1e-4
-
-
 def _add_evaluation(cfg: CN) -> None:
     # What is measured on DATASETS.TEST: "cell_coco" (AP and AR), "labels" (DSB2018 score, AJI, panoptic quality, F1).
     cfg.TEST.EVALUATORS = ("cell_coco",)
+    # What tells the best checkpoint where TEST.EVAL_PERIOD is set: a metric of a task on a data set of DATASETS.TEST, "" the
+    # first; HIGHER False where lower is better.
+    cfg.TEST.BEST = CN()
+    cfg.TEST.BEST.DATASET = ""
+    cfg.TEST.BEST.TASK = "segm"
+    cfg.TEST.BEST.METRIC = "AP"
+    cfg.TEST.BEST.HIGHER = True
     # COCO-style evaluation with the changes of LIVECell's authors.
     cfg.TEST.CELL_COCO = CN()
     # Most detections an image that count, for each AR; AP is read at the last.

@@ -1,5 +1,6 @@
 """Files that are whole or not there, whenever a process ends."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,3 +34,20 @@ def write_text(path: str | Path, text: str) -> None:
     """As `write_whole`, of UTF-8, with "?" for what is no text, as file names may be; makes the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(text.encode("utf-8", errors="replace")))
+
+
+def drop_later(path: Path, iteration: int) -> None:
+    """Takes from a file of one JSON object a line what will be measured again: `iteration` and later, and a broken line."""
+    if not path.is_file():
+        return
+    lines = path.read_text(errors="replace").splitlines()
+    kept = [line for line in lines if _iteration(line) < iteration]
+    if len(kept) < len(lines):
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

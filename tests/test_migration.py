@@ -9,7 +9,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from cupre_d2.config import add_cupre_config
+from cupre_d2.config import add_cupre_config, default_config
 from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import ConfigError
 from cupre_d2.migration import migrate
@@ -171,3 +171,57 @@ def test_other_unknown_keys_are_still_refused(tmp_path: Path) -> None:
     (tmp_path / "typo.yaml").write_text(LIVECELL.replace("RADIX: 2", "RADIX: 2\n    RADIUS: 2"))
     with pytest.raises(ConfigError, match="typo.yaml: .*RADIUS: no such config key; did you mean .*RADIX"):
         load_stages(str(tmp_path / "typo.yaml"))
+
+
+# What 0.1.0 had in AMT2.MOCO_SOLVER; the rest the MoCo phase took from SOLVER.
+KEYS_OF_0_1_0 = (
+    *("OPTIMIZER", "IMS_PER_BATCH", "BASE_LR", "MOMENTUM", "WEIGHT_DECAY"),
+    *("LR_SCHEDULER_NAME", "WARMUP_ITERS", "ACCUMULATE"),
+)
+
+
+def dumped_by_0_1_0(policy: str, trainer: str = "AlternatingTrainer") -> dict[str, Any]:
+    cfg = default_config()
+    cfg.merge_from_list(["TRAINER", trainer, "SOLVER.L2SP.ENABLED", True, "SOLVER.GAMMA", 0.5, "SOLVER.STEPS", (7,)])
+    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", True, "AMT2.MOCO_SOLVER.BASE_LR", 0.25])
+    saved = yaml.safe_load(cfg.dump())
+    del saved["AMT2"]["MOCO"], saved["AMT2"]["FREEZE_BACKBONE"], saved["TEST"]["BEST"]
+    saved["AMT2"]["BACKBONE_POLICY"] = policy
+    saved["AMT2"]["MOCO_SOLVER"] = {key: saved["AMT2"]["MOCO_SOLVER"][key] for key in KEYS_OF_0_1_0}
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("policy", "frozen", "l2sp"), [("l2sp", False, True), ("free", False, False), ("frozen", True, False)]
+)
+def test_a_config_that_0_1_0_saved(policy: str, frozen: bool, l2sp: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dumped_by_0_1_0(policy)))
+    cfg = load_stages(str(tmp_path / "config.yaml"))[1][0].cfg
+    assert cfg.AMT2.FREEZE_BACKBONE is frozen and cfg.SOLVER.L2SP.ENABLED is l2sp
+    solver = cfg.AMT2.MOCO_SOLVER
+    assert (solver.BASE_LR, solver.GAMMA, solver.CLIP_GRADIENTS.ENABLED, solver.STEPS) == (0.25, 0.5, True, ())
+
+
+def test_stages_that_never_read_the_keys_of_amt2() -> None:
+    saved = dumped_by_0_1_0("frozen", "DetectionTrainer")
+    migrated = migrate(saved, "config.yaml")
+    assert "BACKBONE_POLICY" in saved["AMT2"] and "BACKBONE_POLICY" not in migrated["AMT2"]
+    assert migrated["SOLVER"] == saved["SOLVER"]
+    assert migrated["AMT2"]["MOCO_SOLVER"] == saved["AMT2"]["MOCO_SOLVER"]
+
+
+def test_an_old_key_where_it_cannot_be_migrated() -> None:
+    successor = "AMT2.BACKBONE_POLICY.*: no such config key any more; .*frozen is AMT2.FREEZE_BACKBONE True"
+    with pytest.raises(ConfigError, match=f"command line: {successor}"):
+        load_stages("configs/mini/stages/amt2.yaml", ["AMT2.BACKBONE_POLICY", "frozen"])
+    with pytest.raises(ConfigError, match=f"arm.yaml: {successor}"):
+        migrate({"AMT2": {"BACKBONE_POLICY": "frozen"}}, "arm.yaml")
+    with pytest.raises(ConfigError, match="old.yaml: AMT2.BACKBONE_POLICY 'thawed': expected one of l2sp, free, frozen"):
+        migrate({"AMT2": {"BACKBONE_POLICY": "thawed"}}, "old.yaml")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"AMT2": {"BACKBONE_POLICY": "frozen", "MOCO_SOLVER": 3}, "SOLVER": {"L2SP": "x"}}, {"AMT2": 4}]
+)
+def test_odd_content_of_old_sections(odd: dict[str, Any]) -> None:
+    migrate({"TRAINER": "AlternatingTrainer", **odd}, "odd.yaml")

@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import one_line_errors
 
 # Beside the benchmarks: what they share.
 SHARED = ("__init__", "figure", "process")

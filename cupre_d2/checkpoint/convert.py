@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cupre_d2.checkpoint.fit import backbone_settings, shipped_config, unbuildable
-from cupre_d2.checkpoint.loading import ARITHMETIC, match_weights, read_source
-from cupre_d2.checkpoint.report import LoadReport, first
-from cupre_d2.checkpoint.sources import Source
+from cupre_d2.checkpoint.loading import ARITHMETIC, LoadReport, first, match_weights, read_source
+from cupre_d2.checkpoint.sources import Source, backbone_settings, shipped_config, unbuildable
 from cupre_d2.errors import CheckpointError
 from cupre_d2.files import write_whole
 

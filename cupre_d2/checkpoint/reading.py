@@ -117,6 +117,8 @@ class _ForeignGlobal(pickle.UnpicklingError):
     """A pickle asks for a class or function that arrays do not need."""
 
 
+# Stand-ins for NumPy's classes: Detectron2's model zoo is pickles of arrays, which torch's safe reader does not take and
+# which pickle would read by running whatever a file names.
 class _Dtype:
     """Stands in for numpy.dtype, whose own way out of a pickle trusts the file."""
 

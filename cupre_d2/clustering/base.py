@@ -4,7 +4,7 @@ import logging
 import numbers
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -92,59 +92,6 @@ class CentroidClusterer(ClusterMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         require(is_whole(self.epochs, 1), "epochs", self.epochs, "a whole number, at least 1")
-
-
-class ScheduledClusterer(CentroidClusterer):
-    """K centroids and a step that decays over the whole fit."""
-
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        epochs: int = 200,
-        step_start: float = 0.1,
-        step_end: float = 1e-4,
-        init: Any = "random",
-        shuffle_data: bool = True,
-        random_state: Any = None,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.epochs = epochs
-        self.step_start = step_start
-        self.step_end = step_end
-        self.init = init
-        self.shuffle_data = shuffle_data
-        self.random_state = random_state
-
-    def _fit(self, samples: np.ndarray, adapt: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]) -> None:
-        """Sets the attributes.
-
-        Args:
-            adapt: moves the centroids (K x F, in place) by one epoch: centroids, the order of the samples, the step for
-                each, and the time of each as a share, 0 to 1, of the fit; returns the mean distance to the winner.
-
-        Raises:
-            ClusteringError: parameters that cannot be.
-        """
-        self._check_parameters()
-        count = len(samples)
-        if count < self.n_clusters:
-            raise ClusteringError(f"n_samples={count} should be >= n_clusters={self.n_clusters}")
-        random = self._random()
-        centroids = self._drawn(samples, self.n_clusters, random, replace=False)
-        progress = Progress(type(self).__name__, self.epochs)
-        for epoch, order in enumerate(self._orders(count, random)):
-            times = (epoch * count + np.arange(count)) / (self.epochs * count)
-            steps = decay(self.step_start, self.step_end, times)
-            progress.log(epoch, adapt(centroids, order, steps, times))
-        self.cluster_centers_ = centroids
-        self.labels_ = assign(samples, centroids)
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        require(is_whole(self.n_clusters, 1), "n_clusters", self.n_clusters, "a whole number, at least 1")
-        for name in ("step_start", "step_end"):
-            require(is_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number above 0, at most 1")
 
 
 class Progress:

@@ -8,7 +8,7 @@ import os
 import sys
 
 from cupre_d2.engine import preemption
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import one_line_errors
 from cupre_d2_cli import COMMANDS
 
 # The script that called `run`, as a command line.

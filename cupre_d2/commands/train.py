@@ -14,7 +14,6 @@ from typing import Any
 from detectron2.utils import comm
 
 from cupre_d2.engine import distributed, eval_only, pipeline
-from cupre_d2.engine.allocator import keep_freed_memory
 
 Job = pipeline.Job | eval_only.Evaluation
 
@@ -55,7 +54,7 @@ def prepare(args: argparse.Namespace, first: bool, processes: int) -> Job:
 
 def work(job: Job) -> None:
     if any(stage.cfg.MODEL.DEVICE == "cpu" for stage in job.stages):
-        keep_freed_memory()
+        distributed.keep_freed_memory()
     pipeline.log_to(job.output_dir)
     if isinstance(job, eval_only.Evaluation):
         eval_only.evaluate(job)

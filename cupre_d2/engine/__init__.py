@@ -1,19 +1,20 @@
 """Stages, pipelines and the trainers that run them; importing this registers the trainers."""
 
 from cupre_d2.engine.alternating import AlternatingTrainer
-from cupre_d2.engine.cluster_hook import ClusterHook
 from cupre_d2.engine.clustering import ClusteringTrainer
+from cupre_d2.engine.phases import OptimizerPhase, Phase
 from cupre_d2.engine.pipeline import train
+from cupre_d2.engine.single_phase import DetectionTrainer, MoCoTrainer
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
-from cupre_d2.engine.trainers import DetectionTrainer, MoCoTrainer
 
 __all__ = [
     "TRAINER_REGISTRY",
     "AlternatingTrainer",
-    "ClusterHook",
     "ClusteringTrainer",
     "DetectionTrainer",
     "MoCoTrainer",
+    "OptimizerPhase",
+    "Phase",
     "StageTrainer",
     "train",
 ]

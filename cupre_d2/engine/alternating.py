@@ -17,18 +17,17 @@ from cupre_d2.data.loaders import (
     unlabeled_records,
 )
 from cupre_d2.engine.distributed import share_buffers
+from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_detection, check_network, check_settings, check_unlabeled
 from cupre_d2.engine.rules import check_solver
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
-from cupre_d2.engine.trainers import build_network, trainable_here
+from cupre_d2.engine.single_phase import build_network, trainable_here
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.meta_arch.moco import MoCo
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
 from cupre_d2.solver.l2_sp import L2SP
 
 logger = logging.getLogger(__name__)
-
-POLICIES = ("l2sp", "free", "frozen")
 
 
 class Position(NamedTuple):
@@ -49,16 +48,15 @@ class Schedule:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, num_unlabeled: int, num_annotated: int) -> "Schedule":
-        """Fills in phases of length 0: one pass over the unlabeled images, one over a shard.
+        """Fills in phases that the config gives the length 0: one pass over the unlabeled images, one over a shard.
 
-        The paper says that a round uses all cell images and one shard, not how often; we take once.
+        The paper says that a round uses all cell images and one shard, not how often; we take once. With AMT2.MOCO False
+        `moco_iters` is 0, and no iteration is MoCo's.
         """
         shard_size = num_annotated / cfg.AMT2.ROUNDS
-        return cls(
-            cfg.AMT2.ROUNDS,
-            cfg.AMT2.MOCO_ITERS or math.ceil(num_unlabeled / cfg.AMT2.MOCO_SOLVER.IMS_PER_BATCH),
-            cfg.AMT2.COCO_ITERS or math.ceil(shard_size / cfg.SOLVER.IMS_PER_BATCH),
-        )
+        moco_iters = cfg.AMT2.MOCO_ITERS or math.ceil(num_unlabeled / cfg.AMT2.MOCO_SOLVER.IMS_PER_BATCH)
+        coco_iters = cfg.AMT2.COCO_ITERS or math.ceil(shard_size / cfg.SOLVER.IMS_PER_BATCH)
+        return cls(cfg.AMT2.ROUNDS, moco_iters if cfg.AMT2.MOCO else 0, coco_iters)
 
     @property
     def round_length(self) -> int:
@@ -78,27 +76,18 @@ class Schedule:
         return self.locate(iteration)[:2] != self.locate(iteration + 1)[:2]
 
 
-def backbone_policy(cfg: CfgNode) -> str:
-    """The backbone's treatment in the COCO phase: "l2sp", "free" (CUPre−−) or "frozen" (CUPre §V).
-
-    SOLVER.L2SP.ENABLED False turns "l2sp" into "free".
-
-    Raises:
-        ConfigError: AMT2.BACKBONE_POLICY is none of them.
-    """
-    policy = cfg.AMT2.BACKBONE_POLICY
-    if policy not in POLICIES:
-        raise ConfigError(f"AMT2.BACKBONE_POLICY {policy!r}: expected one of {', '.join(POLICIES)}")
-    return "free" if policy == "l2sp" and not cfg.SOLVER.L2SP.ENABLED else policy
+def coco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
+    """The stage's config, its schedule as long as all COCO phases together."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = total_iterations
+    return cfg
 
 
 def moco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
-    """The stage's config with AMT2.MOCO_SOLVER in SOLVER's place."""
-    cfg = cfg.clone()
-    cfg.defrost()
+    """The stage's config with AMT2.MOCO_SOLVER in SOLVER's place, its schedule as long as all MoCo phases together."""
+    cfg = coco_phase_config(cfg, total_iterations)
     cfg.SOLVER.merge_from_other_cfg(cfg.AMT2.MOCO_SOLVER)
-    cfg.SOLVER.MAX_ITER = total_iterations
-    cfg.SOLVER.STEPS = ()
     return cfg
 
 
@@ -109,70 +98,93 @@ def moco_network_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def coco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
-    """The stage's config, its schedule as long as all COCO phases together."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.MAX_ITER = total_iterations
-    return cfg
-
-
 @TRAINER_REGISTRY.register()
 class AlternatingTrainer(StageTrainer):
-    """AMT²: AMT2.ROUNDS times a MoCo phase on DATASETS.UNLABELED, then a COCO phase on one shard of DATASETS.TRAIN.
+    """AMT², CUPre's Alternating Multi-Task pre-training (§III).
 
-    The detector's bottom-up backbone is MoCo's query encoder: the same tensors, nothing is copied. After a MoCo phase
-    the backbone becomes the anchor weights w⁰ that L2-SP pulls to in the COCO phase that follows. Queue, key encoder,
+        split DATASETS.TRAIN (COCO) into AMT2.ROUNDS shards at random
+        for shard in shards:                                        # a round
+            repeat AMT2.MOCO_ITERS times:                           # the MoCo phase, under AMT2.MOCO_SOLVER
+                query, key = two views of a batch of DATASETS.UNLABELED (cells)
+                step on InfoNCE(backbone(query), key_encoder(key), queue)
+                key_encoder follows the backbone; key joins the queue
+            w0 = weights of the backbone                            # the anchor weights
+            repeat AMT2.COCO_ITERS times:                           # the COCO phase, under SOLVER
+                step on detector(batch of shard) + λ (α |w - w0|² + (1 - α) |w|²)    # w: weights of the backbone
+
+    The detector's bottom-up backbone is MoCo's query encoder: the same tensors, nothing is copied. Queue, key encoder,
     projector, optimizers and schedules (one of each a phase, spanning all rounds) live on from round to round; the
     paper does not say whether its schedules restart.
+
+    SOLVER.L2SP.ENABLED False leaves the last term out (CUPre−−), and AMT2.FREEZE_BACKBONE keeps the backbone as MoCo left
+    it. AMT2.MOCO False leaves out the MoCo phases: the control that learns from the same shards for as many iterations.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self._annotated = training_records(cfg)
-        self._unlabeled = unlabeled_records(cfg)
+        self._unlabeled = unlabeled_records(cfg) if cfg.AMT2.MOCO else []
         self.schedule = Schedule.from_config(cfg, len(self._unlabeled), len(self._annotated))
-        self.policy = backbone_policy(cfg)
         self._moco_cfg = moco_phase_config(cfg, self.schedule.rounds * self.schedule.moco_iters)
         self._coco_cfg = coco_phase_config(cfg, self.schedule.rounds * self.schedule.coco_iters)
 
         detector = build_network(cfg)
         self.backbone = detector.get_submodule("backbone.bottom_up")
-        moco = MoCo(self._moco_cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
-        self.moco = cast(MoCo, trainable_here(cfg, moco))
-        self.moco.warn_if_queue_exceeds(len(self._unlabeled))
+        self._views_are_set = False
+        self.moco = self._build_moco() if cfg.AMT2.MOCO else None
         self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        phases: dict[str, OptimizerPhase] = {}
+        parts: dict[str, Any] = {}
+        if self.moco:
+            optimizer = build_optimizer(self._moco_cfg, self.moco)
+            phases["moco"] = OptimizerPhase.build(0, self._moco_cfg, self.moco, optimizer, prefix="moco/")
+            parts["moco"] = self.moco
 
-        decayed = backbone_decay_parameters(detector) if self.policy == "l2sp" else {}
+        decayed = backbone_decay_parameters(detector) if cfg.SOLVER.L2SP.ENABLED else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
-        moco_phase = Phase.build(0, self._moco_cfg, self.moco, build_optimizer(self._moco_cfg, self.moco))
+        if self.l2_sp:
+            parts["l2_sp"] = self.l2_sp
         # What is frozen when the phase is built is no part of it: no gradient is exchanged or kept for it.
-        self._train_backbone(self.policy != "frozen")
+        self._train_backbone(not cfg.AMT2.FREEZE_BACKBONE)
         optimizer = build_optimizer(self._coco_cfg, detector, exclude_decay=decayed.values())
-        phases = {"moco": moco_phase, "coco": Phase.build(1, self._coco_cfg, detector, optimizer, self.l2_sp)}
-        extra: dict[str, Any] = {"l2_sp": self.l2_sp} if self.l2_sp else {}
-        super().__init__(cfg, detector, phases, self.schedule.total, moco=self.moco, **extra)
+        prefix = "coco/" if phases else ""
+        phases["coco"] = OptimizerPhase.build(1, self._coco_cfg, detector, optimizer, self.l2_sp, prefix)
+        super().__init__(cfg, detector, phases, self.schedule.total, **parts)
+
+    def _build_moco(self) -> MoCo:
+        moco = MoCo(self._moco_cfg, query_encoder=self.backbone).to(self._moco_cfg.MODEL.DEVICE)
+        moco = cast(MoCo, trainable_here(self._moco_cfg, moco))
+        moco.warn_if_queue_exceeds(len(self._unlabeled))
+        return moco
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
         check_settings(cfg)
-        check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", comm.get_world_size())
         check_detection(cfg)
-        check_unlabeled(cfg)
-        check_network(moco_network_config(cfg))
-        backbone_policy(cfg)
-        annotated, unlabeled = training_records(cfg), unlabeled_records(cfg)
+        if cfg.AMT2.FREEZE_BACKBONE and cfg.SOLVER.L2SP.ENABLED:
+            raise ConfigError(
+                "AMT2.FREEZE_BACKBONE True and SOLVER.L2SP.ENABLED True: what is frozen needs no L2-SP; expected one of them"
+            )
+        if cfg.AMT2.MOCO:
+            check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", comm.get_world_size())
+            check_unlabeled(cfg)
+            check_network(moco_network_config(cfg))
+        annotated = training_records(cfg)
         shard(annotated, 0, cfg.AMT2.ROUNDS, cfg.SEED)
+        unlabeled = unlabeled_records(cfg) if cfg.AMT2.MOCO else []
         return Schedule.from_config(cfg, len(unlabeled), len(annotated)).total
 
     def after_initial_weights(self) -> None:
-        self.moco.reset_key_encoder()
+        if self.moco:
+            self.moco.reset_key_encoder()
 
     def phase_name(self) -> str:
         return self.schedule.locate(self.iter).phase
 
+    def round(self) -> int:
+        return self.schedule.locate(self.iter).round
+
     def position(self) -> str:
-        at = self.schedule.locate(self.iter)
-        return f"round {at.round + 1}/{self.schedule.rounds} {at.phase}"
+        return f"round {self.round() + 1}/{self.schedule.rounds} {self.phase_name()}"
 
     def start_phase(self, name: str) -> None:
         at = self.schedule.locate(self.iter)
@@ -183,17 +195,19 @@ class AlternatingTrainer(StageTrainer):
             self._start_coco(at)
 
     def _start_moco(self, at: Position) -> None:
+        assert self.moco is not None
         self._train_backbone(True)
         self.moco.train()
-        stepper = self.phases["moco"].stepper
-        if stepper.data_loader is None:
+        # One loader spans all rounds.
+        if not self._views_are_set:
             done = at.round * self.schedule.moco_iters + at.iteration
             seed = (self.seed, 0)
-            stepper.reset_data_loader(lambda: build_view_loader(self._moco_cfg, self._unlabeled, seed, done))
+            self.phases["moco"].reset_data_loader(lambda: build_view_loader(self._moco_cfg, self._unlabeled, seed, done))
+            self._views_are_set = True
 
     def _start_coco(self, at: Position) -> None:
         self.model.train()
-        self._train_backbone(self.policy != "frozen")
+        self._train_backbone(not self.cfg.AMT2.FREEZE_BACKBONE)
         # Each process has batch-norm statistics of its own, of which checkpoints hold the first one's.
         share_buffers(self.backbone)
         if self.l2_sp and at.iteration == 0:
@@ -201,8 +215,7 @@ class AlternatingTrainer(StageTrainer):
         records: list[Record] = shard(self._annotated, at.round, self.schedule.rounds, self.cfg.SEED)
         logger.info(f"AMT² round {at.round + 1}: shard of {len(records)} of {len(self._annotated)} annotated images")
         seed = (self.seed, 1, at.round)
-        stepper = self.phases["coco"].stepper
-        stepper.reset_data_loader(lambda: build_detection_loader(self._coco_cfg, records, seed, at.iteration))
+        self.phases["coco"].reset_data_loader(lambda: build_detection_loader(self._coco_cfg, records, seed, at.iteration))
 
     def _train_backbone(self, trains: bool) -> None:
         for parameter in self._backbone_parameters:

@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.data.loaders import unlabeled_records
 from cupre_d2.data.samples import Samples, build_sample_loader, draw_samples
+from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_network, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.pseudo_labels import START_NODES, as_tensor, pseudo_labels
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
-from cupre_d2.engine.trainers import build_network
+from cupre_d2.engine.single_phase import build_network
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.latent import ClusterClassifier, PooledLatent, encoder_of
 from cupre_d2.randomness import derive, seeded
@@ -64,7 +65,8 @@ class ClusteringTrainer(StageTrainer):
         latent = PooledLatent(encoder_of(network), cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         self.classifier = ClusterClassifier(latent, cfg.CLUSTERING.CLUSTERS).to(cfg.MODEL.DEVICE)
         self._labels = LabelStore()
-        phase = Phase.build(0, cfg, self.classifier, build_optimizer(cfg, self.classifier))
+        self._optimizer = build_optimizer(cfg, self.classifier)
+        phase = OptimizerPhase.build(0, cfg, self.classifier, self._optimizer)
         extra = {"linear": self.classifier.linear, "clusters": self._labels}
         super().__init__(cfg, network, {"clusters": phase}, cfg.SOLVER.MAX_ITER, **extra)
 
@@ -85,13 +87,10 @@ class ClusteringTrainer(StageTrainer):
 
     def position(self) -> str:
         rounds = -(-self.max_iter // self.round_length)
-        return f"round {self.iter // self.round_length + 1}/{rounds}" if rounds > 1 else ""
+        return f"round {self.round() + 1}/{rounds}" if rounds > 1 else ""
 
-    def run_step(self) -> None:
-        if self.iter % self.round_length == 0:
-            # So that the phase starts anew.
-            self._running_phase = ""
-        super().run_step()
+    def round(self) -> int:
+        return self.iter // self.round_length
 
     def start_phase(self, name: str) -> None:
         round_, done = divmod(self.iter, self.round_length)
@@ -102,8 +101,7 @@ class ClusteringTrainer(StageTrainer):
         if done == 0:
             self._cluster(samples, round_)
         labels, seed = self._labels.labels.tolist(), (self.seed, TRAINING, round_)
-        stepper = self.phases[name].stepper
-        stepper.reset_data_loader(lambda: build_sample_loader(self.cfg, samples, labels, seed, done))
+        self.phases[name].reset_data_loader(lambda: build_sample_loader(self.cfg, samples, labels, seed, done))
         self._set_modes()
 
     def _cluster(self, samples: Samples, round_: int) -> None:
@@ -117,7 +115,7 @@ class ClusteringTrainer(StageTrainer):
             fresh = nn.Linear(self.classifier.latent.channels, self.cfg.CLUSTERING.CLUSTERS)
         self.classifier.linear.load_state_dict(fresh.state_dict())
         for parameter in self.classifier.linear.parameters():
-            self.phases["clusters"].stepper.optimizer.state.pop(parameter, None)
+            self._optimizer.state.pop(parameter, None)
 
     def _set_modes(self) -> None:
         self.classifier.train()

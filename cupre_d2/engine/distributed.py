@@ -15,8 +15,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from cupre_d2.engine import preemption
-from cupre_d2.errors import ConfigError, TrainingError
-from cupre_d2.one_line_errors import one_line_errors
+from cupre_d2.errors import ConfigError, TrainingError, one_line_errors
 
 PR_SET_PDEATHSIG = 1
 
@@ -112,3 +111,19 @@ def share_buffers(network: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep what training frees, for the rest of this process: a step asks for what the one before gave
+    back.
+
+    On a CPU alone, where the system would have to clear new pages in every step.
+
+    Returns:
+        Whether the C library is one that can; glibc is.
+    """
+    # malloc.h of glibc: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX. Nothing goes back to the system, large blocks are no
+    # exception, and threads use what others have freed.
+    settings = {-1: -1, -4: 0, -8: 1}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())

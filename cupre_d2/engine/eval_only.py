@@ -13,10 +13,11 @@ from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine.pipeline import select
 from cupre_d2.engine.preflight import check_processes, check_settings, check_tests
 from cupre_d2.engine.results import Metrics, checkout, table, write_json
+from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stage_trainer import test
 from cupre_d2.engine.stages import Stage, load_stages, register_datasets
-from cupre_d2.engine.trainers import build_network
 from cupre_d2.errors import CheckpointError, ConfigError
+from cupre_d2.evaluation.build import tasks
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,6 @@ def evaluate(job: Evaluation) -> Metrics:
     if comm.is_main_process():
         found = {"weights": job.weights, "commit": commit, "metrics": metrics}
         write_json(Path(job.output_dir) / "evaluation.json", found)
-        logger.info(f"{job.weights}\n{table(metrics)}")
+        logger.info(f"{job.weights}\n{table(metrics, tasks(cfg))}")
         logger.info(f"detections and pictures: {cfg.OUTPUT_DIR}")
     return metrics

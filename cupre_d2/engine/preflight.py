@@ -18,7 +18,7 @@ from cupre_d2.data.catalog import Record, check_images, check_same_classes
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.images import check_percentiles
 from cupre_d2.data.mappers import TwoViewMapper
-from cupre_d2.engine.rules import check_solver, check_values
+from cupre_d2.engine.rules import check_best, check_solver, check_values
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import build_evaluators
@@ -42,7 +42,7 @@ def check_processes(stages: Sequence[Stage], processes: int) -> None:
     """
     for cfg in (stage.cfg for stage in stages):
         check_solver(cfg.SOLVER, "SOLVER", processes)
-        if cfg.TRAINER == "AlternatingTrainer":
+        if cfg.TRAINER == "AlternatingTrainer" and cfg.AMT2.MOCO:
             check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", processes)
         device = cfg.MODEL.DEVICE
         if processes > 1 and (":" in device or (device == "cpu" and torch.cuda.is_available())):
@@ -160,6 +160,7 @@ def check_tests(cfg: CfgNode) -> None:
     check_annotated(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         build_evaluators(cfg, name)
+    check_best(cfg)
     boxes_alone = cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON
     if cfg.DATASETS.TEST and boxes_alone:
         raise ConfigError("MODEL.MASK_ON False: cells are evaluated by their masks; expected True, or DATASETS.TEST ()")

@@ -65,7 +65,7 @@ class PipelinePace:
 
 
 class ProgressPrinter(EventWriter):
-    """Logs losses, metrics and learning rate of the running stage."""
+    """Logs losses, metrics and learning rates of the running stage."""
 
     def __init__(self, window: int, trainer: Any) -> None:
         self._window = window
@@ -73,21 +73,19 @@ class ProgressPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter >= self._trainer.max_iter or "lr" not in storage.histories():
+        # Of AMT², what the phase that is not running put there is old.
+        now = {name: value for name, (value, iteration) in storage.latest().items() if iteration == storage.iter}
+        rates = [f"{name}: {value:.5g}" for name, value in now.items() if name == "lr" or name.endswith("/lr")]
+        if storage.iter >= self._trainer.max_iter or not rates:
             # Hooks write once more after the last step, and also when the first step has failed.
             return
-        values = []
-        latest = storage.latest()
-        for name, history in storage.histories().items():
-            # Of AMT², the losses of the phase that is not running are old.
-            now = latest[name][1] == storage.iter
-            if now and ("loss" in name or name in ("contrastive_accuracy", "embedding_std")):
-                values.append(f"{name}: {history.median(storage.count_samples(name, self._window)):.4g}")
-        learning_rate = storage.history("lr").latest()
+        shown = [name for name in now if "loss" in name or name in ("contrastive_accuracy", "embedding_std")]
+        medians = {name: storage.history(name).median(storage.count_samples(name, self._window)) for name in shown}
+        values = [f"{name}: {value:.4g}" for name, value in medians.items()]
         position = self._trainer.position()
         logger.info(
             f"iter: {storage.iter + 1}/{self._trainer.max_iter}  {position + '  ' if position else ''}"
-            f"{'  '.join(values)}  time: {self._trainer.clock.pace:.3f}  lr: {learning_rate:.5g}"
+            f"{'  '.join(values)}  time: {self._trainer.clock.pace:.3f}  {'  '.join(rates)}"
         )
 
 

@@ -16,8 +16,10 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from cupre_d2.errors import ResultsError
+from cupre_d2.evaluation.build import as_text, tasks
 from cupre_d2.files import write_text
 
+DETECTION_TASKS = ("bbox", "segm")
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
 DETECTRON2 = ("detectron2", "sal-detectron2")
 DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", *DETECTRON2)
@@ -35,8 +37,9 @@ class StageRecord:
     Attributes:
         seconds: of training, over all restarts.
         iterations: steps taken.
-        metrics: {data set: {"bbox", "segm" or "labels": {name: percent}}}.
+        metrics: {data set: {task: {name: value}}}, in the units of `cupre_d2.evaluation.build.tasks`.
         commit: see `checkout`; of the process that finished it.
+        folder: the stage's, in the pipeline's.
     """
 
     name: str
@@ -45,6 +48,7 @@ class StageRecord:
     iterations: int
     metrics: Metrics
     commit: str = "unknown"
+    folder: str = ""
 
     def write(self, folder: Path) -> None:
         write_json(folder / "stage.json", asdict(self))
@@ -60,7 +64,8 @@ class StageRecord:
         if not path.is_file() or not (folder / "model_final.pth").is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text()))
+            # Version 0.1.0 wrote none.
+            return cls(**{"folder": folder.name, **json.loads(path.read_text())})
         except (ValueError, TypeError) as error:
             raise broken(path, error) from error
 
@@ -86,11 +91,12 @@ def _plain(value: Any) -> Any:
 
 
 def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> None:
-    """results.json: metrics of the last stage, seconds a stage, config of the last stage, versions, command."""
+    """results.json: metrics of the last stage with their units, its config, seconds a stage, versions, command."""
     write_json(
         path,
         {
             "metrics": records[-1].metrics,
+            "units": tasks(cfg),
             "stages": [asdict(record) for record in records],
             "seconds": sum(record.seconds for record in records),
             "command": sys.argv,
@@ -136,23 +142,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(metrics: Metrics) -> str:
-    """The metrics as text tables: a row a data set and task, percent; those of label images have a table of their own."""
-    detection, labels = [], []
-    for dataset, tasks in metrics.items():
-        for task, values in tasks.items():
-            if task == "labels":
-                labels.append({"data set": dataset, **{name: _percent(value) for name, value in values.items()}})
+def table(metrics: Metrics, units: Mapping[str, str]) -> str:
+    """The metrics as text tables: one of boxes and masks, a row a data set and task, and one of each other task.
+
+    Args:
+        units: of each task's metrics.
+    """
+    detection: list[list[str]] = []
+    others: dict[str, list[dict[str, str]]] = {}
+    for dataset, scores in metrics.items():
+        for task, values in scores.items():
+            if task in DETECTION_TASKS:
+                detection.append([dataset, task, *(as_text(values.get(name), units[task]) for name in TABLE_METRICS)])
             else:
-                detection.append([dataset, task, *(_percent(values.get(name)) for name in TABLE_METRICS)])
+                row = {name: as_text(value, units[task]) for name, value in values.items()}
+                others.setdefault(task, []).append({"data set": dataset, **row})
     tables = []
-    if detection or not labels:
+    if detection or not others:
         headers = ["data set", "task", *TABLE_METRICS]
         tables.append(tabulate(detection, headers=headers, disable_numparse=True, stralign="right"))
-    if labels:
-        tables.append(tabulate(labels, headers="keys", disable_numparse=True, stralign="right"))
+    tables += [tabulate(rows, headers="keys", disable_numparse=True, stralign="right") for rows in others.values()]
     return "\n\n".join(tables)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"

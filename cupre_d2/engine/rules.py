@@ -1,17 +1,24 @@
-"""What the values of a config must be, beyond their types, which Detectron2 checks."""
+"""What the values of a config must be, beyond their types, which Detectron2 checks.
+
+Detectron2's own keys among them, as its builders answer a wrong value hours later, by an error that names no key, or not
+at all.
+"""
 
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import eq, getitem
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
 from cupre_d2.config import default_config
+from cupre_d2.engine.phases import PRECISIONS
 from cupre_d2.engine.pseudo_labels import ALGORITHMS
-from cupre_d2.engine.stepper import PRECISIONS
 from cupre_d2.errors import ConfigError
+from cupre_d2.evaluation.build import tasks
 from cupre_d2.solver.build import CLIP_TYPES, OPTIMIZERS, check_known
 
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
@@ -127,21 +134,11 @@ RULES: dict[str, Rule] = {
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": COUNT,
     "MODEL.RPN.SMOOTH_L1_BETA": NOT_NEGATIVE,
     "SOLVER.AMP.DTYPE": _one_of(tuple(PRECISIONS)),
-    "SOLVER.BASE_LR_END": NOT_NEGATIVE,
-    "SOLVER.BIAS_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_KEEP": COUNT,
     "SOLVER.CHECKPOINT_PERIOD": COUNT,
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
-    "SOLVER.GAMMA": POSITIVE,
     "SOLVER.L2SP.ALPHA": SHARE,
     "SOLVER.L2SP.WEIGHT": NOT_NEGATIVE,
     "SOLVER.NONFINITE_LIMIT": COUNT,
-    "SOLVER.NUM_DECAYS": COUNT_OR_NONE,
-    "SOLVER.STEPS": Rule(lambda steps: all(map(_number(0), steps)) and list(steps) == sorted(set(steps)), "rising numbers"),
-    "SOLVER.WARMUP_FACTOR": SHARE,
-    "SOLVER.WARMUP_METHOD": _one_of(WARMUPS),
-    "SOLVER.WEIGHT_DECAY_NORM": NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": COUNT,
     "TEST.EVAL_PERIOD": COUNT_OR_NONE,
     "TEST.LABELS.SCORE_THRESHOLD": SHARE,
@@ -152,26 +149,67 @@ RULES: dict[str, Rule] = {
 SOLVER_RULES: dict[str, Rule] = {
     "ACCUMULATE": COUNT,
     "BASE_LR": POSITIVE,
+    "BASE_LR_END": NOT_NEGATIVE,
+    "BIAS_LR_FACTOR": NOT_NEGATIVE,
+    "CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
+    "GAMMA": POSITIVE,
     "LR_SCHEDULER_NAME": _one_of(SCHEDULERS),
     "MOMENTUM": Rule(lambda value: _number(0, 1)(value) and value < 1, "a number from 0, below 1"),
+    "NUM_DECAYS": COUNT_OR_NONE,
+    "STEPS": Rule(lambda steps: all(map(_number(0), steps)) and list(steps) == sorted(set(steps)), "rising numbers"),
+    "WARMUP_FACTOR": SHARE,
     "WARMUP_ITERS": COUNT_OR_NONE,
+    "WARMUP_METHOD": _one_of(WARMUPS),
     "WEIGHT_DECAY": NOT_NEGATIVE,
+    "WEIGHT_DECAY_NORM": NOT_NEGATIVE,
 }
+
+# Keys of Detectron2's that nothing reads here, neither its parts nor ours: they would pass without a word.
+UNREAD = (
+    "DATALOADER.REPEAT_SQRT",
+    "DATALOADER.REPEAT_THRESHOLD",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATASETS.PROPOSAL_FILES_TEST",
+    "DATASETS.PROPOSAL_FILES_TRAIN",
+    "GLOBAL.HACK",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    "TEST.AUG.ENABLED",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+)
 
 
 def check_values(cfg: CfgNode) -> None:
     """Raises ConfigError for the first value, by name, that no training can mean."""
-    _check_given(cfg, default_config())
+    defaults = default_config()
+    _check_given(cfg, defaults)
+    for key in UNREAD:
+        default = _value(defaults, key)
+        _check(key, _value(cfg, key), Rule(partial(eq, default), f"{default!r}, as nothing here reads it"))
     for key, rule in RULES.items():
-        value = cfg
-        for name in key.split("."):
-            value = value[name]
-        _check(key, value, rule)
+        _check(key, _value(cfg, key), rule)
     if cfg.INPUT.CROP.ENABLED:
         most = 1.0 if cfg.INPUT.CROP.TYPE.startswith("relative") else math.inf
         size = Rule(lambda values: len(values) == 2 and all(map(_number(0, most, open_=True), values)), "two sizes above 0")
         _check("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, size)
     _check("MODEL.DEVICE", cfg.MODEL.DEVICE, Rule(_is_device, "a device of torch, e.g. cuda or cpu"))
+
+
+def check_best(cfg: CfgNode) -> None:
+    """Raises ConfigError for a TEST.BEST that no evaluation while training can answer."""
+    if not cfg.TEST.EVAL_PERIOD or not cfg.DATASETS.TEST:
+        return
+    best, known = cfg.TEST.BEST, tasks(cfg)
+    if best.DATASET and best.DATASET not in cfg.DATASETS.TEST:
+        raise ConfigError(f"TEST.BEST.DATASET {best.DATASET}: expected one of DATASETS.TEST, {', '.join(cfg.DATASETS.TEST)}")
+    if best.TASK not in known:
+        measured = f"one that TEST.EVALUATORS measure, {', '.join(known)}"
+        raise ConfigError(f"TEST.BEST.TASK {best.TASK}: expected {measured}, as TEST.EVAL_PERIOD asks for the best")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
 
 
 def _check_given(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
@@ -186,9 +224,11 @@ def _check_given(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
 def check_solver(solver: CfgNode, key: str, processes: int) -> None:
     """Of SOLVER or AMT2.MOCO_SOLVER, which `key` names; raises ConfigError as `check_values`."""
     for name, rule in SOLVER_RULES.items():
-        _check(f"{key}.{name}", solver[name], rule)
+        _check(f"{key}.{name}", _value(solver, name), rule)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
+        raise ConfigError(f"{key}.BASE_LR_END {solver.BASE_LR_END}: expected at most {key}.BASE_LR ({solver.BASE_LR})")
     check_known(f"{key}.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
-    if "CLIP_GRADIENTS" in solver and solver.CLIP_GRADIENTS.ENABLED:
+    if solver.CLIP_GRADIENTS.ENABLED:
         check_known(f"{key}.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
     batch = solver.IMS_PER_BATCH
     if batch < 1 or batch % processes:

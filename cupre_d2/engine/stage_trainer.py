@@ -1,11 +1,11 @@
 """What every trainer of a stage shares: phases, hooks, checkpoints, resuming, evaluation."""
 
 import gc
+import logging
 import math
 import os
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
-from detectron2.solver.build import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import log_first_n
 from detectron2.utils.registry import Registry
 from torch import nn
 
@@ -23,16 +23,16 @@ from cupre_d2.checkpoint.checkpointer import CellCheckpointer
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.data.loaders import build_test_loader
 from cupre_d2.engine import preemption
-from cupre_d2.engine.distributed import parallel, share_buffers
-from cupre_d2.engine.metrics_file import drop_later
+from cupre_d2.engine.distributed import share_buffers
+from cupre_d2.engine.phases import NONFINITE_FILE, Phase
 from cupre_d2.engine.progress import ProgressPrinter, StageClock
 from cupre_d2.engine.results import Metrics
-from cupre_d2.engine.stepper import NONFINITE_FILE, Stepper
+from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.build import build_evaluators
 from cupre_d2.evaluation.overlays import OverlayWriter
-from cupre_d2.modeling.modes import modes_kept
+from cupre_d2.files import drop_later
+from cupre_d2.modeling.layers import modes_kept
 from cupre_d2.randomness import seed_everything
-from cupre_d2.solver.l2_sp import L2SP
 
 TRAINER_REGISTRY = Registry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "The trainers a stage may name in its config's TRAINER; called with the stage's config."
@@ -40,54 +40,6 @@ TRAINER_REGISTRY.__doc__ = "The trainers a stage may name in its config's TRAINE
 LOG_PERIOD = 20
 METRICS_FILE = "metrics.json"
 BACKBONE_PREFIX = "backbone.bottom_up."
-
-
-class RegularizedModel(nn.Module):
-    """Adds the L2-SP term to a model's losses, as `loss_l2sp`, so that it is logged on its own."""
-
-    def __init__(self, model: nn.Module, l2_sp: L2SP) -> None:
-        super().__init__()
-        self.model = model
-        self.l2_sp = l2_sp
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**self.model(batched_inputs), "loss_l2sp": self.l2_sp.loss()}
-
-
-@dataclass
-class Phase:
-    """One kind of training step: a model and its data with their own optimizer and schedule.
-
-    Attributes:
-        number: tells the random numbers of the stage's phases apart.
-    """
-
-    number: int
-    stepper: Stepper
-    scheduler: Any
-
-    @classmethod
-    def build(
-        cls, number: int, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, l2_sp: L2SP | None = None
-    ) -> "Phase":
-        """The data are set later, when it is known where training starts (`stepper.reset_data_loader`)."""
-        network = parallel(model, cfg.MODEL.DEVICE)
-        network = RegularizedModel(network, l2_sp) if l2_sp else network
-        return cls(number, Stepper(network, optimizer, cfg), build_lr_scheduler(cfg, optimizer))
-
-    def run_step(self, iteration: int, trainer: "StageTrainer") -> None:
-        self.stepper.iter = iteration
-        self.stepper.run_step()
-        learning_rate = self.stepper.optimizer.param_groups[0]["lr"]
-        trainer.storage.put_scalar("lr", learning_rate, smoothing_hint=False)
-        self.scheduler.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"stepper": self.stepper.state_dict(), "scheduler": self.scheduler.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stepper.load_state_dict(state["stepper"])
-        self.scheduler.load_state_dict(state["scheduler"])
 
 
 class Checkpoints(HookBase):
@@ -132,7 +84,7 @@ class StageTrainer(TrainerBase):
     """
 
     def __init__(
-        self, cfg: CfgNode, model: nn.Module, phases: dict[str, Phase], max_iter: int, **checkpointables: Any
+        self, cfg: CfgNode, model: nn.Module, phases: Mapping[str, Phase], max_iter: int, **checkpointables: Any
     ) -> None:
         super().__init__()
         self.cfg = cfg
@@ -141,8 +93,14 @@ class StageTrainer(TrainerBase):
         self.max_iter = max_iter
         self.clock = StageClock()
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.best = -math.inf
-        self._running_phase = ""
+        self.best = -math.inf if cfg.TEST.BEST.HIGHER else math.inf
+        self._running: tuple[str, int] | None = None
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            message = (
+                "TEST.PRECISE_BN.ENABLED True: not done; batch norms are evaluated with the statistics they trained with"
+            )
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
         self.checkpointer = CellCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -165,8 +123,15 @@ class StageTrainer(TrainerBase):
         """The phase that `self.iter` belongs to."""
         raise NotImplementedError
 
+    def round(self) -> int:
+        """The round that `self.iter` belongs to, from 0; for stages that have rounds."""
+        return 0
+
     def start_phase(self, name: str) -> None:
-        """Called at the first step, also after a restart, and whenever the phase changes: sets its data loader."""
+        """Sets the phase's data loader.
+
+        Called at the first step, also after a restart, and whenever the phase or the round changes.
+        """
         raise NotImplementedError
 
     def checkpoint_name(self) -> str:
@@ -211,7 +176,7 @@ class StageTrainer(TrainerBase):
     def _release_loaders(self) -> None:
         """Ends the loaders' processes, which hold on to the memory that this one had when they were forked."""
         for phase in self.phases.values():
-            phase.stepper.reset_data_loader(lambda: None)
+            phase.reset_data_loader(lambda: None)
         gc.collect()
 
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
@@ -226,10 +191,10 @@ class StageTrainer(TrainerBase):
         return [*built, Checkpoints(self, files)]
 
     def run_step(self) -> None:
-        name = self.phase_name()
-        if name != self._running_phase:
+        name, round_ = self.phase_name(), self.round()
+        if (name, round_) != self._running:
             self.start_phase(name)
-            self._running_phase = name
+            self._running = name, round_
         phase = self.phases[name]
         seed_everything(self.seed, phase.number, self.iter, comm.get_rank())
         phase.run_step(self.iter, self)
@@ -247,13 +212,15 @@ class StageTrainer(TrainerBase):
             phase.load_state_dict(state_dict["phases"][name])
 
     def test_and_keep_best(self) -> Metrics:
-        """As `test`; keeps the best of the evaluations that TEST.EVAL_PERIOD asks for, and of the last."""
+        """As `test`; keeps the best, as TEST.BEST has it, of the evaluations that TEST.EVAL_PERIOD asks for and the last.
+
+        Raises:
+            ConfigError: the evaluation has no metric of that name.
+        """
         results = self.test()
-        if not self.cfg.TEST.EVAL_PERIOD:
-            return results
-        for scores in list(results.values())[:1]:
-            score = scores.get("segm", {}).get("AP", -math.inf)
-            if score > self.best:
+        if self.cfg.TEST.EVAL_PERIOD and results:
+            score = best_score(self.cfg, results)
+            if score > self.best if self.cfg.TEST.BEST.HIGHER else score < self.best:
                 self.best = score
                 # After the last step Detectron2 counts one on.
                 self.checkpointer.save_best(iteration=min(self.iter, self.max_iter - 1))
@@ -262,6 +229,22 @@ class StageTrainer(TrainerBase):
     def test(self) -> Metrics:
         """As the function."""
         return test(self.cfg, self.model)
+
+
+def best_score(cfg: CfgNode, results: Metrics) -> float:
+    """Of an evaluation, the number that TEST.BEST names; NaN, which is never best, where it is undefined.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    best = cfg.TEST.BEST
+    scores = results[best.DATASET or cfg.DATASETS.TEST[0]].get(best.TASK, {})
+    if best.METRIC not in scores:
+        known = ", ".join(scores) or "none"
+        raise ConfigError(
+            f"TEST.BEST.METRIC {best.METRIC}: no metric of TEST.BEST.TASK {best.TASK}; those there are: {known}"
+        )
+    return float(scores[best.METRIC])
 
 
 def test(cfg: CfgNode, model: nn.Module) -> Metrics:

@@ -16,7 +16,7 @@ from detectron2.utils.logger import log_first_n
 from cupre_d2.config import default_config
 from cupre_d2.data.targets import REFERENCE, Target, register_dataset_file, target
 from cupre_d2.errors import ConfigError, closest
-from cupre_d2.migration import migrate
+from cupre_d2.migration import RENAMED, migrate
 
 STAGE_REFERENCE = "stage:"
 # Of PIPELINE, what the command line may say too.
@@ -260,7 +260,8 @@ def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any] = ()) -> str:
         # Of a value in a section's place, the message quotes the whole section.
         return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ... {message[-60:]}"
     key = next((k for k in opts[0::2] if str(k).endswith(unknown[1])), unknown[1])
-    return f"{key}: no such config key; {closest(key, _flat_keys(cfg))}"
+    renamed = next((hint for old, hint in RENAMED.items() if str(key).endswith(old)), "")
+    return f"{key}: no such config key{' any more' if renamed else ''}; {renamed or closest(key, _flat_keys(cfg))}"
 
 
 def _flat_keys(cfg: CfgNode, prefix: str = "") -> list[str]:

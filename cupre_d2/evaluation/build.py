@@ -47,3 +47,9 @@ def _labels(cfg: CfgNode, name: str) -> DatasetEvaluator:
         iou_thresholds=cfg.TEST.LABELS.IOU_THRESHOLDS,
         ties_match=cfg.TEST.LABELS.TIES_MATCH,
     )
+
+
+def tasks(cfg: CfgNode) -> dict[str, str]:
+    """The tasks that TEST.EVALUATORS measure, and the unit of their metrics."""
+    of = {"cell_coco": ("bbox", "segm"), "labels": ("labels",)}
+    return {task: "percent" for kind in cfg.TEST.EVALUATORS for task in of[kind]}

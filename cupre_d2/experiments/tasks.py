@@ -117,9 +117,7 @@ class Task:
         Raises:
             ResultsError: its record is broken.
         """
-        test = self.settings["TEST"]
-        # For the merge: test["BEST"] is there always.
-        best = test.get("BEST") or {"DATASET": "", "TASK": "segm", "METRIC": "AP", "HIGHER": True}
+        best = self.settings["TEST"]["BEST"]
         dataset = best["DATASET"] or next(iter(self.settings["DATASETS"]["TEST"]))
         value = self.metrics(dataset).get(best["TASK"], {}).get(best["METRIC"])
         if value is None or math.isnan(value):

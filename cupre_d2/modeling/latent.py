@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.modes import modes_kept
+from cupre_d2.modeling.layers import modes_kept
 
 
 def encoder_of(network: nn.Module) -> Any:

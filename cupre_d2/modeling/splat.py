@@ -1,4 +1,7 @@
-"""Split attention (Zhang et al. 2020, ResNeSt, §3.1), with the parameter names of detectron2-ResNeSt."""
+"""Split attention (Zhang et al. 2020, ResNeSt, §3.1), with the parameter names of detectron2-ResNeSt.
+
+Its convolution may be deformable (Dai et al. 2017; modulated: Zhu et al. 2019): what it samples where is here too.
+"""
 
 import math
 
@@ -8,14 +11,14 @@ from torch import nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.conv_norm import as_scale_and_shift, is_smaller_than_map
-from cupre_d2.modeling.norms import get_norm
-from cupre_d2.modeling.relu import relu_
+from cupre_d2.modeling.layers import as_scale_and_shift, get_norm, is_smaller_than_map
 
 REDUCTION = 4
 SMALLEST_HIDDEN = 32
 # Fewer values a group, and GroupNorm of a 1x1 map leaves little of its input: of a lone value, nothing.
 VALUES_PER_GROUP = 4
+# Places that a 3x3 convolution samples.
+TAPS = 9
 
 
 class SplitAttention(nn.Module):
@@ -76,7 +79,7 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, *deformation: torch.Tensor) -> torch.Tensor:
         """N x C x H x W -> N x C x ceil(H/stride) x ceil(W/stride); `deformation` as `split_deformation` gives it."""
-        maps = relu_(self.convolved(x, *deformation))
+        maps = torch.relu_(self.convolved(x, *deformation))
         # Not the mean: the gradient of a sum needs no map of its own. In float16 it might overflow.
         pooled = maps.sum((2, 3), keepdim=True, dtype=torch.promote_types(maps.dtype, torch.float32)) / maps[0, 0].numel()
         pooled = pooled.to(maps.dtype).unflatten(1, (self.radix, -1)).sum(1)
@@ -119,3 +122,40 @@ class SplitAttention(nn.Module):
         # fc2's channels run over cardinal groups, then splits, then the channels of a group.
         by_group = logits.view(batch, self.groups, self.radix, -1).transpose(1, 2)
         return torch.softmax(by_group, dim=1).reshape(batch, self.radix, -1, 1, 1)
+
+
+def build_offset_conv(channels: int, *, stride: int, groups: int, modulated: bool) -> Conv2d:
+    """The 3x3 convolution whose output, at first all 0, says where a deformable 3x3 convolution samples.
+
+    detectron2-ResNeSt groups it as it groups the deformable channels; Detectron2 itself does not.
+
+    Args:
+        channels: of the input; divisible by `groups`.
+        groups: groups of channels that share offsets.
+        modulated: 27 outputs a group, else 18.
+    """
+    conv = Conv2d(channels, (3 if modulated else 2) * TAPS * groups, kernel_size=3, stride=stride, padding=1, groups=groups)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def split_deformation(maps: torch.Tensor, groups: int) -> tuple[torch.Tensor, ...]:
+    """Offsets and modulation from the output of `build_offset_conv`.
+
+    The published layout: of thirds (o1, o2, m) the offsets are o1 and o2 behind each other, which is the leading 18·G
+    channels, and the modulation is sigmoid(m). The offsets are read as G groups x 9 taps, row by row, x (y, x): y, the
+    row, first, although Detectron2 calls the thirds x and y. That order is torchvision's, tested here; Detectron2's CUDA
+    kernels, which its wheel does not hold the source of, have the same from memory.
+
+    Args:
+        maps: N x 27·G x H x W, or N x 18·G x H x W without modulation.
+        groups: G.
+
+    Returns:
+        (offsets N x 18·G x H x W in pixels, modulation N x 9·G x H x W in 0..1), or the offsets alone.
+    """
+    offsets = maps[:, : 2 * TAPS * groups]
+    if maps.shape[1] == offsets.shape[1]:
+        return (offsets,)
+    return offsets, maps[:, offsets.shape[1] :].sigmoid()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.norms import get_norm
+from cupre_d2.modeling.layers import get_norm
 
 IMAGE_CHANNELS = 3
 
@@ -87,7 +87,7 @@ def _convolution(in_channels: int, out_channels: int, norm: str, gn_groups: int)
         kernel_size=3,
         padding=1,
         bias=not norm,
-        norm=get_norm(norm, out_channels, gn_groups),
+        norm=get_norm(norm, out_channels, gn_groups, "MODEL.UNET.NORM"),
         activation=nn.functional.relu,
     )
     weight_init.c2_msra_fill(layer)

@@ -18,7 +18,7 @@ CLIP_TYPES = ("full_model", "value", "norm")
 def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that L2-SP takes: those of the bottom-up backbone that train, norms and biases left out.
 
-    Those carry no weight decay that L2-SP could stand in for.
+    Those have no weight decay that L2-SP could stand in for; that they have none, `build_optimizer` sees to.
     """
     backbone = model.get_submodule("backbone")
     backbone = getattr(backbone, "bottom_up", backbone)
@@ -28,15 +28,20 @@ def backbone_decay_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
     """SOLVER.OPTIMIZER over the parameters that train, with Detectron2's SOLVER keys.
 
-    SGD decays as Detectron2 does. AdamW and LAMB (You et al. 2020, timm's) decay parameters of more than one dimension
-    only, norms and biases never; their betas are 0.9 and 0.999. Of LAMB timm would clip the norm of the gradient at 1; here
+    SOLVER.WEIGHT_DECAY is, with SGD, for norms no decay and for biases one, as Detectron2 has it, whose schedules count on
+    it. AdamW and LAMB (You et al. 2020, timm's) decay parameters of more than one dimension only, as is the custom of both.
+    The same holds for the layers under L2-SP, whatever the optimizer: of a layer whose weight is held near its anchor, the
+    bias (of split attention's fc1 and fc2, of deformable offsets) must not go on decaying to 0. WEIGHT_DECAY_NORM and
+    WEIGHT_DECAY_BIAS, where they are set, win over all of this.
+
+    The betas of AdamW and LAMB are 0.9 and 0.999. Of LAMB timm would clip the norm of the gradient at 1; here
     CLIP_GRADIENTS alone does.
 
     CLIP_GRADIENTS.CLIP_TYPE "full_model" clips the norm of the whole gradient; "value" and "norm" are Detectron2's, which
     clip each parameter's.
 
     Args:
-        exclude_decay: parameters without weight decay, e.g. those under L2-SP.
+        exclude_decay: the parameters under L2-SP, which stands in for their weight decay.
 
     Raises:
         ConfigError: an unknown optimizer or type of clipping.
@@ -79,21 +84,36 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> list[dict[str, Any]]:
     weights_only = solver.OPTIMIZER != "SGD"
-    groups = get_default_optimizer_params(
+    # What WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS say where WEIGHT_DECAY says nothing.
+    bare = {id(p): group["weight_decay"] for group in _decaying(solver, model, 0.0) for p in group["params"]}
+    held = {
+        id(parameter)
+        for layer in model.modules()
+        if any(id(weight) in excluded for weight in layer.parameters(recurse=False))
+        for parameter in layer.parameters(recurse=False)
+    }
+    single = []
+    for group in _decaying(solver, model, solver.WEIGHT_DECAY):
+        for parameter in group["params"]:
+            decay = group["weight_decay"]
+            if id(parameter) in excluded:
+                decay = 0.0
+            elif id(parameter) in held or (weights_only and parameter.dim() <= 1):
+                decay = bare[id(parameter)]
+            single.append({**group, "params": [parameter], "weight_decay": decay})
+    return reduce_param_groups(single)
+
+
+def _decaying(solver: CfgNode, model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Detectron2's groups of the parameters that train, by learning rate and decay."""
+    return get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay=weight_decay,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    single = []
-    for group in groups:
-        for parameter in group["params"]:
-            undecayed = id(parameter) in excluded or (weights_only and parameter.dim() <= 1)
-            decay = 0.0 if undecayed else group["weight_decay"]
-            single.append({**group, "params": [parameter], "weight_decay": decay})
-    return reduce_param_groups(single)
 
 
 def _clipping_whole_gradient(kind: type[torch.optim.Optimizer], clip: CfgNode) -> type[torch.optim.Optimizer]:

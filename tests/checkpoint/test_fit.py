@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from cupre_d2.checkpoint.fit import BOTTLENECK_DEPTHS, SHIPPED, backbone_settings, shipped_config
 from cupre_d2.checkpoint.loading import load_initial_weights
+from cupre_d2.checkpoint.sources import BOTTLENECK_DEPTHS, SHIPPED, backbone_settings, shipped_config
 from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import CheckpointError
 from cupre_d2.modeling.backbone.resnest import BLOCKS, ResNeSt

@@ -7,7 +7,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from cupre_d2.clustering import NeuralGas, OnlineKMeans, base
-from cupre_d2.clustering.ranking import FEW, rank
+from cupre_d2.clustering.distances import FEW, rank
 from cupre_d2.errors import ClusteringError
 
 EPOCHS = 6

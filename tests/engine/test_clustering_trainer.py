@@ -16,8 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cupre_d2.engine import ClusterHook, ClusteringTrainer, MoCoTrainer, pipeline
-from cupre_d2.engine.alternating import AlternatingTrainer
+from cupre_d2.engine import ClusteringTrainer, pipeline
 from cupre_d2.engine.stages import load_stages
 from cupre_d2.errors import ClusteringError, ConfigError, DatasetError
 
@@ -191,40 +190,6 @@ def test_paper_size_trains_too(typed: Path, tmp_path: Path) -> None:
     assert (keys.SAMPLES, keys.COMPONENTS, keys.CROP, keys.PERIOD) == (5000, 32, 128, 0)
     assert (solver.BASE_LR, solver.MOMENTUM, solver.GAMMA, solver.STEPS) == (0.01, 0.5, 0.1, (solver.MAX_ITER // 2,))
     assert solver.MAX_ITER * solver.IMS_PER_BATCH == 20 * keys.SAMPLES
-
-
-# ---------------------------------------------------------------------------------------------------- the hook elsewhere
-
-
-def test_hook_on_moco_changes_nothing_but_the_log(typed: Path, slim: list[str], tmp_path: Path) -> None:
-    weights = []
-    for folder in ("plain", "hooked"):
-        opts = options(slim, {"DATASETS.UNLABELED": "('bbbc038_unknown',)", "OUTPUT_DIR": tmp_path / folder})
-        _, (stage,) = load_stages("configs/mini/stages/moco.yaml", [*opts, "SOLVER.MAX_ITER", "3"])
-        stage.folder.mkdir(parents=True)
-        torch.manual_seed(0)
-        trainer = MoCoTrainer(stage.cfg)
-        trainer.resume_or_load()
-        hook = ClusterHook(stage.cfg, period=2)
-        if folder == "hooked":
-            trainer.register_hooks([hook])
-        trainer.train_stage([])
-        weights.append(trainer.model.state_dict())
-    assert hook.last is not None and hook.last.labels.shape == (24,)
-    assert trainer.storage.latest()["clusters/clusters"] == (6.0, 2)
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_hook_on_amt2(amt2_cfg: CfgNode) -> None:
-    amt2_cfg.defrost()
-    amt2_cfg.CLUSTERING.SAMPLES, amt2_cfg.CLUSTERING.CLUSTERS, amt2_cfg.CLUSTERING.COMPONENTS = 12, 3, 4
-    amt2_cfg.INPUT.CELL_AUGMENTATION.SIZE = 64
-    trainer = AlternatingTrainer(amt2_cfg)
-    trainer.resume_or_load()
-    hook = ClusterHook(amt2_cfg, period=100)
-    trainer.register_hooks([hook])
-    trainer.train_stage([])
-    assert hook.last is not None and hook.last.centers.shape == (3, 4)
 
 
 # --------------------------------------------------------------------------------------------------------------- bad input

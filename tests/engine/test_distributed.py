@@ -50,14 +50,14 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("accumulate", "policy"), [(1, "l2sp"), (2, "frozen")])
+@pytest.mark.parametrize(("accumulate", "frozen"), [(1, False), (2, True)])
 def test_two_processes_are_one_with_both_batches(
-    accumulate: int, policy: str, dataset_root: Path, slim: list[str], tmp_path: Path
+    accumulate: int, frozen: bool, dataset_root: Path, slim: list[str], tmp_path: Path
 ) -> None:
     """Losses, weights and queue of AMT² after 20 steps: 1 process with 4 images a batch; 2 with 2 each, or in parts."""
     script = str(Path(__file__).with_name("two_processes.py"))
     parts = {"SOLVER.ACCUMULATE": accumulate, "AMT2.MOCO_SOLVER.ACCUMULATE": accumulate}
-    treatment = {"AMT2.BACKBONE_POLICY": policy}
+    treatment = {"AMT2.FREEZE_BACKBONE": frozen, "SOLVER.L2SP.ENABLED": not frozen}
     finish(start(dataset_root, script, "1", str(tmp_path / "one"), *settings(slim, **treatment)))
     finish(start(dataset_root, script, "2", str(tmp_path / "two"), *settings(slim, **parts, **treatment)))
     one, two = (torch.load(tmp_path / name / "end.pth", weights_only=True) for name in ("one", "two"))

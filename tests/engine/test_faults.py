@@ -14,8 +14,8 @@ from detectron2.config import CfgNode
 
 from cupre_d2.data.mappers import DetectionMapper
 from cupre_d2.engine import pipeline
+from cupre_d2.engine.single_phase import DetectionTrainer
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.engine.trainers import DetectionTrainer
 from cupre_d2.errors import CheckpointError, ConfigError, TrainingError
 
 STAGE = "configs/mini/stages/coco_pretrain.yaml"

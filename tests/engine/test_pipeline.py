@@ -45,6 +45,8 @@ def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path
     found = json.loads((Path(output_dir) / "results.json").read_text())
     assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune"]
     assert {"AP", "AP50", "AR2000"} <= found["metrics"]["bbbc038_val"]["segm"].keys()
+    assert [stage["folder"] for stage in found["stages"]] == ["1_coco_pretrain", "2_finetune_bbbc038_5pct"]
+    assert found["units"] == {"bbox": "percent", "segm": "percent"}
     assert found["config"]["SOLVER"]["MAX_ITER"] == 2
     assert list((stages[1].folder / "overlays/bbbc038_val").glob("*.png"))
 
@@ -136,9 +138,10 @@ def test_evaluators_of_the_config(small_datasets: Path, slim: list[str], tmp_pat
     opts += ["DATASETS.TRAIN", "('bbbc038_train',)", "TEST.OVERLAYS", "0"]
     metrics = pipeline.run(pipeline.prepare("configs/mini/stages/finetune.yaml", [*opts, "PIPELINE.TARGET", "bbbc038"]))
     (scores,) = metrics.values()
+    shown = table(metrics, dict.fromkeys(scores, "percent"))
     assert {"bbox", "segm", "labels"} == set(scores)
     assert {"DSB2018", "AJI", "PQ", "F1_50"} <= set(scores["labels"])
-    assert "DSB2018" in table(metrics) and "AR2000" in table(metrics)
+    assert "DSB2018" in shown and "AR2000" in shown
 
 
 def test_every_evaluation_is_kept(small_datasets: Path, slim: list[str], tmp_path: Path) -> None:
@@ -157,6 +160,25 @@ def test_log_of_one_run_alone(small_datasets: Path, slim: list[str], tmp_path: P
         logger.info(f"of {name}")
     texts = [(tmp_path / name / "log.txt").read_text() for name in ("one", "two")]
     assert [(text.count("of one"), text.count("of two")) for text in texts] == [(2, 0), (0, 1)]
+
+
+def test_record_of_0_1_0_knows_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "2_amt2"
+    record = StageRecord("amt2", "AlternatingTrainer", 1.5, 8, {"cells": {"counts": {"MAE": 3.0}}}, "abc", folder.name)
+    record.write(folder)
+    (folder / "model_final.pth").touch()
+    saved = json.loads((folder / "stage.json").read_text())
+    assert saved.pop("folder") == "2_amt2"
+    (folder / "stage.json").write_text(json.dumps(saved))
+    assert StageRecord.read(folder) == record
+
+
+def test_table_of_any_task() -> None:
+    metrics = {"cells": {"segm": {"AP": 12.345}, "counts": {"MAE": 3.14159, "bias": float("nan")}}}
+    detection, counts = table(metrics, {"segm": "percent", "counts": "cells"}).split("\n\n")
+    assert "12.3" in detection and "MAE" not in detection
+    header, _, row = counts.splitlines()
+    assert (header.split(), row.split()) == (["data", "set", "MAE", "bias"], ["cells", "3.142", "-"])
 
 
 def test_record_that_is_broken(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine import pipeline
+from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.engine.trainers import build_network
 from cupre_d2.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

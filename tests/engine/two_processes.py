@@ -34,14 +34,14 @@ def train(output: str, opts: list[str]) -> None:
     trainer = AlternatingTrainer(stage.cfg)
     trainer.resume_or_load()
     losses: list[dict[str, float]] = []
-    for phase in trainer.phases.values():
+    for name, phase in trainer.phases.items():
         write = phase.stepper._write_metrics
 
-        def keep(values: dict[str, Any], *args: Any, write: Any = write) -> None:
+        def keep(values: dict[str, Any], *args: Any, write: Any = write, total: str = f"{name}/total_loss") -> None:
             write(values, *args)
             if comm.is_main_process():
                 latest = trainer.storage.latest()
-                losses.append({name: latest[name][0] for name in (*values, "total_loss") if name in latest})
+                losses.append({name: latest[name][0] for name in (*values, total) if name in latest})
 
         phase.stepper._write_metrics = keep
     trainer.train_stage([])

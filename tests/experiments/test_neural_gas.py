@@ -13,8 +13,8 @@ from matplotlib import image as png
 
 from cupre_d2.config import default_config
 from cupre_d2.engine.results import write_json
+from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.engine.trainers import build_network
 from cupre_d2.errors import CheckpointError, ConfigError, ResultsError
 from cupre_d2.experiments import latents, neural_gas
 from cupre_d2.experiments.frames import tidy, where

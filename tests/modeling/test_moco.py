@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -18,6 +18,7 @@ from torch.nn import functional
 from cupre_d2 import add_cupre_config
 from cupre_d2.engine.distributed import parallel
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.backbone.resnest import ResNeSt
 from cupre_d2.modeling.meta_arch.moco import MoCo, embedding_std, info_nce_logits
 
 DIM = 8
@@ -235,6 +236,15 @@ def test_keys_come_back_in_the_images_order() -> None:
     moco.key_encoder.norm.eval()
     with torch.no_grad():
         torch.testing.assert_close(moco._keys(images), moco._embed(moco.key_encoder, moco.key_projector, images))
+
+
+def test_norms_of_the_key_encoder_are_never_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    encoder = ResNeSt(14, width_multiplier=0.125, norm="naiveSyncBN")
+    moco = MoCo(query_encoder=encoder, dim=DIM, queue_size=12)
+    assert any(isinstance(module, NaiveSyncBatchNorm) for module in encoder.modules())
+    assert not any(isinstance(module, NaiveSyncBatchNorm) for module in moco.key_encoder.modules())
+    assert moco.key_encoder.state_dict().keys() == encoder.state_dict().keys()
 
 
 def test_other_norms_see_the_whole_batch() -> None:

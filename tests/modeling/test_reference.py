@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cupre_d2.modeling.backbone.resnest import STAGES, ResNeSt
-from cupre_d2.modeling.deform import split_deformation
-from cupre_d2.modeling.splat import SplitAttention
+from cupre_d2.modeling.splat import SplitAttention, split_deformation
 
 BLOCKS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)}
 DEFORMABLE = {"deform_on_per_stage": (False, True, True, True), "deform_modulated": True, "deform_num_groups": 2}

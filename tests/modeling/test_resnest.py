@@ -8,10 +8,10 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from cupre_d2.config import add_cupre_config
+from cupre_d2.config import add_cupre_config, default_config
 from cupre_d2.errors import ConfigError
 from cupre_d2.modeling.backbone.resnest import STAGES, Bottleneck, ResNeSt
-from cupre_d2.modeling.norms import NORMS
+from cupre_d2.modeling.layers import NORMS
 
 NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -327,3 +327,13 @@ def test_gradients_given_to_the_features_are_not_written_over() -> None:
     torch.autograd.backward(features, given)
     for gradient, before in zip(given, kept, strict=True):
         assert torch.equal(gradient, before)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [([], ["res4"]), (["res3", "res4"], ["res4", "res5"])])
+def test_a_pyramid_of_maps_that_are_not_there(wanted: list[str], found: list[str]) -> None:
+    """The first is what Detectron2's own defaults are."""
+    cfg = default_config()
+    cfg.MODEL.BACKBONE.NAME = "build_resnest_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.OUT_FEATURES = wanted, found
+    with pytest.raises(ConfigError, match=r"MODEL.FPN.IN_FEATURES \[.*\]: expected some of MODEL.RESNETS.OUT_FEATURES"):
+        build_backbone(cfg)

@@ -15,10 +15,9 @@ from cupre_d2 import add_cupre_config
 from cupre_d2.errors import ConfigError, DatasetError
 from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
 from cupre_d2.evaluation.label_evaluator import LabelEvaluator
-from cupre_d2.modeling.borders import to_target
 from cupre_d2.modeling.meta_arch.semantic_watershed import SemanticWatershed
 from cupre_d2.modeling.unet import UNetDecoder
-from cupre_d2.modeling.watershed import Thresholds
+from cupre_d2.modeling.watershed import Thresholds, to_target
 
 NAME = "semantic_watershed_test"
 
@@ -240,7 +239,7 @@ def test_an_image_without_annotations_or_masks() -> None:
         ({"border_width": 0}, "MODEL.SEMANTIC_WATERSHED.BORDER_WIDTH 0"),
         ({"channels": (8, 8)}, r"MODEL.UNET.CHANNELS \[8, 8\]: expected 3 positive numbers"),
         ({"channels": (8, 8, 0)}, "MODEL.UNET.CHANNELS"),
-        ({"norm": "XN"}, "NORM 'XN'"),
+        ({"norm": "XN"}, "MODEL.UNET.NORM 'XN'"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], key: str) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from cupre_d2 import add_cupre_config
 from cupre_d2.errors import ConfigError
+from cupre_d2.modeling.backbone.resnest import Bottleneck
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
 
 
@@ -59,6 +60,36 @@ def test_l2sp_takes_over_the_backbones_decay(cfg: CfgNode, optimizer: str) -> No
     found = decays(model, build_optimizer(cfg, model, exclude_decay=taken.values()))
     assert found["backbone.conv.weight"] == 0
     assert found["head.weight"] == 0.25
+
+
+def test_under_l2sp_biases_of_the_backbone_do_not_decay_to_0(cfg: CfgNode) -> None:
+    """Split attention's fc1 and fc2 and deformable offsets have them; the head's decay on, as Detectron2's do."""
+    block = Bottleneck(
+        8, 8, 8, stride=1, groups=1, radix=2, avd=True, avg_down=True, norm="BN", gn_groups=4, deform_groups=1
+    )
+    model = nn.ModuleDict({"backbone": block, "head": nn.Linear(4, 2)})
+    biases = [f"backbone.{name}.bias" for name in ("conv2.fc1", "conv2.fc2", "conv2_offset")]
+    plain = decays(model, build_optimizer(cfg, model))
+    assert [plain[name] for name in biases] == [0.25] * 3
+    held = decays(model, build_optimizer(cfg, model, exclude_decay=backbone_decay_parameters(model).values()))
+    assert {name for name, decay in held.items() if decay} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
+def test_a_decay_of_biases_or_norms_that_is_asked_for(cfg: CfgNode, optimizer: str) -> None:
+    cfg.SOLVER.OPTIMIZER = optimizer
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.125
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.5
+    model = Model()
+    found = decays(model, build_optimizer(cfg, model, exclude_decay=backbone_decay_parameters(model).values()))
+    assert found == {
+        "backbone.conv.weight": 0.0,
+        "backbone.conv.bias": 0.125,
+        "backbone.norm.weight": 0.5,
+        "backbone.norm.bias": 0.125,
+        "head.weight": 0.25,
+        "head.bias": 0.125,
+    }
 
 
 def test_bottom_up_is_the_backbone_of_a_pyramid() -> None:

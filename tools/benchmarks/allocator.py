@@ -42,9 +42,9 @@ def run() -> list[Figure]:
 
 def steps(kept: bool) -> None:
     """Prints the median seconds a step, and the peak memory in bytes."""
-    from cupre_d2.engine.allocator import keep_freed_memory
+    from cupre_d2.engine.distributed import keep_freed_memory
+    from cupre_d2.engine.single_phase import build_network
     from cupre_d2.engine.stages import load_stages
-    from cupre_d2.engine.trainers import build_network
     from cupre_d2.solver.build import build_optimizer
 
     if kept:

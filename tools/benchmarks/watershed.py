@@ -61,7 +61,7 @@ def make() -> np.ndarray:
     """3 x H x W float32: what a network sure of itself says of 300 ellipses, many of which touch, with some noise."""
     import torch
 
-    from cupre_d2.modeling.borders import to_target
+    from cupre_d2.modeling.watershed import to_target
 
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]

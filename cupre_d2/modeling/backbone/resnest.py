@@ -22,12 +22,8 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.conv_norm import ConvNorm
-from cupre_d2.modeling.deform import build_offset_conv, split_deformation
-from cupre_d2.modeling.norms import get_norm
-from cupre_d2.modeling.recompute import recomputed
-from cupre_d2.modeling.relu import relu_
-from cupre_d2.modeling.splat import SplitAttention
+from cupre_d2.modeling.layers import ConvNorm, get_norm, recomputed
+from cupre_d2.modeling.splat import SplitAttention, build_offset_conv, split_deformation
 
 BLOCKS = {
     14: (1, 1, 1, 1),
@@ -63,7 +59,7 @@ class DeepStem(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv in (self.conv1_1, self.conv1_2, self.conv1_3):
-            x = relu_(conv(x))
+            x = torch.relu_(conv(x))
         return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -80,7 +76,6 @@ class Bottleneck(CNNBlockBase):
         deform_modulated: the deformable convolution weighs its samples, too.
         checkpoint: keep no activations inside the block; see `recomputed`.
         norm, gn_groups: see `get_norm`.
-        last: of its stage, whose output it then is.
     """
 
     def __init__(
@@ -99,10 +94,8 @@ class Bottleneck(CNNBlockBase):
         deform_groups: int = 0,
         deform_modulated: bool = False,
         checkpoint: bool = False,
-        last: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.last = last
         self.deform_groups = deform_groups
         self.checkpoint = checkpoint
         make_norm = partial(get_norm, norm, gn_groups=gn_groups)
@@ -148,12 +141,11 @@ class Bottleneck(CNNBlockBase):
         return recomputed(self, self._forward, x) if self.checkpoint else self._forward(x)
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = relu_(self.conv1(x))
+        out = torch.relu_(self.conv1(x))
         deformation = split_deformation(self.conv2_offset(out), self.deform_groups) if self.deform_groups else ()
         out = self.conv3(self.avd_layer(self.conv2(out, *deformation)))
         shortcut = x if self.shortcut is None else self.shortcut(self.shortcut_avgpool(x))
-        # The gradient to what leaves the stage may be somebody else's; between blocks it is the sum of two, made here.
-        return (torch.relu_ if self.last else relu_)(out.add_(shortcut))
+        return torch.relu_(out.add_(shortcut))
 
 
 class ResNeSt(ResNet):
@@ -250,7 +242,6 @@ class ResNeSt(ResNet):
                     out_channels=out_channels,
                     group_width=group_width,
                     stride_per_block=[2 if index > 0 else 1] + [1] * (num_blocks - 1),
-                    last_per_block=[False] * (num_blocks - 1) + [True],
                     groups=groups,
                     radix=radix,
                     avd=avd,
@@ -306,12 +297,25 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNeSt with Detectron2's feature pyramid, p2 to p6."""
+    """ResNeSt with Detectron2's feature pyramid, p2 to p6.
+
+    Raises:
+        ConfigError: as `build_resnest_backbone`, and maps for the pyramid that there are none of.
+    """
+    bottom_up = build_resnest_backbone(cfg, input_shape)
+    wanted, found = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.RESNETS.OUT_FEATURES
+    if not wanted or not set(wanted) <= set(found):
+        # Detectron2's defaults are those of its networks without a pyramid, for the heads as well.
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES {list(wanted)}: expected some of MODEL.RESNETS.OUT_FEATURES {list(found)}; "
+            "configs/Base-ResNeSt50-Cascade.yaml is a config to start from, which sets these and the heads'"
+        )
     return FPN(
-        bottom_up=build_resnest_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        bottom_up=bottom_up,
+        in_features=wanted,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
+        # Detectron2 tells by "" alone that the convolutions need a bias.
+        norm=cfg.MODEL.FPN.NORM and partial(get_norm, cfg.MODEL.FPN.NORM, key="MODEL.FPN.NORM"),
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -16,7 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.modeling.norms import revert_sync_batchnorm
+from cupre_d2.modeling.layers import revert_sync_batchnorm
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ class MoCo(nn.Module):
         self._batch_norms = any(isinstance(module, _BatchNorm) for module in query_encoder.modules())
         self.backbone = nn.ModuleDict({"bottom_up": query_encoder})
         self.projector = build_projector(projector, shapes[self.feature].channels, dim)
-        self.key_encoder = revert_sync_batchnorm(copy.deepcopy(query_encoder)).requires_grad_(False)
+        # Its statistics are of the shuffled views that this process has: shared by all, the query's would be the same.
+        self.key_encoder = revert_sync_batchnorm(copy.deepcopy(query_encoder), NaiveSyncBatchNorm).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         # The published queue starts with random keys: InfoNCE has its full number of negatives from the first step.
         # Several processes are to take the first one's, which DistributedDataParallel alone does for weights only; see

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cupre_d2.errors import ConfigError, DatasetError
-from cupre_d2.modeling.borders import check_border, to_labels, to_target
 from cupre_d2.modeling.unet import UNetDecoder
-from cupre_d2.modeling.watershed import Thresholds, resize, segment, to_instances
+from cupre_d2.modeling.watershed import Thresholds, check_border, resize, segment, to_instances, to_labels, to_target
 
 CLASSES = 3
 # Pixels that images of a batch are padded with.

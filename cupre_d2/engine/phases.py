@@ -1,21 +1,25 @@
-"""A training step: micro-batches, mixed precision, and steps that are left out because a number is not finite."""
+"""Phases of training and their steps: micro-batches, mixed precision, and leaving out what is not finite."""
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
+from detectron2.solver.build import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
 
+from cupre_d2.engine.distributed import parallel
 from cupre_d2.errors import TrainingError
+from cupre_d2.solver.l2_sp import L2SP
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,27 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 NONFINITE_FILE = "nonfinite.jsonl"
 
 Losses = dict[str, torch.Tensor]
+
+
+class Phase(Protocol):
+    """One kind of training step, all that a StageTrainer knows of it; of one optimizer or, as for GANs, of several.
+
+    Attributes:
+        number: tells the random numbers of the stage's phases apart.
+    """
+
+    number: int
+
+    def run_step(self, iteration: int, trainer: TrainerBase) -> None:
+        """Takes a step and puts into `trainer.storage` what is to be logged."""
+
+    def reset_data_loader(self, builder: Callable[[], Any]) -> None:
+        """Replaces the data: the loader is what `builder` returns, None at the end of the stage."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on but for the stage's models: optimizers, schedules."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Stepper(SimpleTrainer):
@@ -38,10 +63,12 @@ class Stepper(SimpleTrainer):
     Args:
         network: takes a list of inputs, returns losses; may be wrapped in DistributedDataParallel.
         cfg: of the phase.
+        prefix: see `OptimizerPhase.build`.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode, prefix: str = "") -> None:
         super().__init__(network, None, optimizer)
+        self.prefix = prefix
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._precision = PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
@@ -78,7 +105,7 @@ class Stepper(SimpleTrainer):
         losses = self._backward(batch)
         if self._finite(losses) and self._take():
             self._left_out = 0
-            self._write_metrics(losses, data_time)
+            self._write_metrics(losses, data_time, self.prefix)
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -155,3 +182,61 @@ def _no_sync(network: nn.Module) -> Any:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return module.no_sync()
     return nullcontext()
+
+
+class RegularizedModel(nn.Module):
+    """Adds the L2-SP term to a model's losses, as `loss_l2sp`, so that it is logged on its own."""
+
+    def __init__(self, model: nn.Module, l2_sp: L2SP) -> None:
+        super().__init__()
+        self.model = model
+        self.l2_sp = l2_sp
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {**self.model(batched_inputs), "loss_l2sp": self.l2_sp.loss()}
+
+
+@dataclass
+class OptimizerPhase:
+    """A phase that minimises the losses of one model by one optimizer with its schedule."""
+
+    number: int
+    stepper: Stepper
+    scheduler: Any
+
+    @classmethod
+    def build(
+        cls,
+        number: int,
+        cfg: CfgNode,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        l2_sp: L2SP | None = None,
+        prefix: str = "",
+    ) -> "OptimizerPhase":
+        """The data are set later, when it is known where training starts (`reset_data_loader`).
+
+        Args:
+            prefix: of the names that the sum of the losses and the learning rate are logged under, `total_loss` and `lr`;
+                e.g. "coco/" where a stage has several phases.
+        """
+        network = parallel(model, cfg.MODEL.DEVICE)
+        network = RegularizedModel(network, l2_sp) if l2_sp else network
+        return cls(number, Stepper(network, optimizer, cfg, prefix), build_lr_scheduler(cfg, optimizer))
+
+    def run_step(self, iteration: int, trainer: TrainerBase) -> None:
+        self.stepper.iter = iteration
+        self.stepper.run_step()
+        learning_rate = self.stepper.optimizer.param_groups[0]["lr"]
+        trainer.storage.put_scalar(f"{self.stepper.prefix}lr", learning_rate, smoothing_hint=False)
+        self.scheduler.step()
+
+    def reset_data_loader(self, builder: Callable[[], Any]) -> None:
+        self.stepper.reset_data_loader(builder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stepper": self.stepper.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stepper.load_state_dict(state["stepper"])
+        self.scheduler.load_state_dict(state["scheduler"])

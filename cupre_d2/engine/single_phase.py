@@ -9,10 +9,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from cupre_d2.data.loaders import build_detection_loader, build_view_loader, training_records, unlabeled_records
+from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_detection, check_settings, check_tests, check_unlabeled
-from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, Phase, StageTrainer
+from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
+from cupre_d2.modeling.layers import revert_sync_batchnorm
 from cupre_d2.modeling.meta_arch.moco import MoCo
-from cupre_d2.modeling.norms import revert_sync_batchnorm
 from cupre_d2.solver.build import backbone_decay_parameters, build_optimizer
 from cupre_d2.solver.l2_sp import L2SP
 
@@ -44,7 +45,7 @@ class DetectionTrainer(StageTrainer):
         decayed = backbone_decay_parameters(model) if cfg.SOLVER.L2SP.ENABLED else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
         optimizer = build_optimizer(cfg, model, exclude_decay=decayed.values())
-        phase = Phase.build(0, cfg, model, optimizer, self.l2_sp)
+        phase = OptimizerPhase.build(0, cfg, model, optimizer, self.l2_sp)
         extra = {"l2_sp": self.l2_sp} if self.l2_sp else {}
         super().__init__(cfg, model, {"detection": phase}, cfg.SOLVER.MAX_ITER, **extra)
 
@@ -64,7 +65,7 @@ class DetectionTrainer(StageTrainer):
 
     def start_phase(self, name: str) -> None:
         loader = build_detection_loader(self.cfg, training_records(self.cfg), (self.seed,), self.iter)
-        self.phases[name].stepper.reset_data_loader(lambda: loader)
+        self.phases[name].reset_data_loader(lambda: loader)
 
 
 @TRAINER_REGISTRY.register()
@@ -73,7 +74,7 @@ class MoCoTrainer(StageTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.moco = cast(MoCo, build_network(cfg))
-        phase = Phase.build(0, cfg, self.moco, build_optimizer(cfg, self.moco))
+        phase = OptimizerPhase.build(0, cfg, self.moco, build_optimizer(cfg, self.moco))
         super().__init__(cfg, self.moco, {"moco": phase}, cfg.SOLVER.MAX_ITER)
 
     @classmethod
@@ -93,4 +94,4 @@ class MoCoTrainer(StageTrainer):
         records = unlabeled_records(self.cfg)
         self.moco.warn_if_queue_exceeds(len(records))
         loader = build_view_loader(self.cfg, records, (self.seed,), self.iter)
-        self.phases[name].stepper.reset_data_loader(lambda: loader)
+        self.phases[name].reset_data_loader(lambda: loader)

@@ -9,8 +9,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from cupre_d2.config import default_config
-from cupre_d2.engine.stepper import Stepper
-from cupre_d2.engine.trainers import DetectionTrainer, MoCoTrainer
+from cupre_d2.engine.phases import Stepper
+from cupre_d2.engine.single_phase import DetectionTrainer, MoCoTrainer
 from cupre_d2.errors import TrainingError
 
 

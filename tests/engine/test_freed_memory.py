@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from cupre_d2.config import default_config
-from cupre_d2.engine import allocator, pipeline
+from cupre_d2.engine import distributed, pipeline
 from cupre_d2.engine.stages import Stage
 
-# The module alone: importing the package takes longer than the test.
+# The function alone: importing the package takes longer than the test.
 SCRIPT = """
-import ctypes, resource, runpy
+import ctypes, resource
+{function}
 if {kept}:
-    assert runpy.run_path({module!r})["keep_freed_memory"]()
+    assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 
@@ -32,12 +34,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(kept: bool) -> int:
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(kept=kept, module=allocator.__file__)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = SCRIPT.format(kept=kept, function=inspect.getsource(distributed.keep_freed_memory))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(run.stdout)
 
 
@@ -47,8 +45,8 @@ def test_freed_memory_is_used_again() -> None:
 
 
 def test_a_c_library_without_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: SimpleNamespace())
-    assert not allocator.keep_freed_memory()
+    monkeypatch.setattr(distributed.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert not distributed.keep_freed_memory()
 
 
 @pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
