@@ -156,6 +156,17 @@ def test_cupre_needs_boxes_and_masks() -> None:
         CUPRE.stages(experiment("finetune.TEST.EVALUATORS", "('labels',)"), CUPRE.run("coco", 5, 0, 0.1))
 
 
+@pytest.mark.parametrize("folder", ["configs", "configs/mini"])
+def test_coco_long_is_cupre_without_moco(folder: str) -> None:
+    """As many COCO iterations, in the same rounds, whatever cupre has."""
+    made = replace(experiment("AMT2.COCO_ITERS", 7, arms=("cupre", "coco_long")), folder=Path(folder))
+    pipelines = [CUPRE.stages(made, CUPRE.run(arm, 5, 0, 0.1)) for arm in made.arms]
+    assert [[stage.name for stage in stages] for stages in pipelines] == [["coco_pretrain", "amt2", "finetune"]] * 2
+    (first, amt2, _), (same, alone, _) = ([stage.cfg for stage in stages] for stages in pipelines)
+    assert first.SOLVER == same.SOLVER and (amt2.AMT2.MOCO, alone.AMT2.MOCO) == (True, False)
+    assert all(cfg.AMT2.COCO_ITERS == 7 for cfg in (amt2, alone)) and amt2.AMT2.ROUNDS == alone.AMT2.ROUNDS
+
+
 def test_a_project_registers_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Table):
         title, dataset, lists = "counting", "bbbc005", {"seeds": SEEDS}

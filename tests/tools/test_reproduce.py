@@ -58,8 +58,6 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     assert again.returncode == 0 and "started" not in again.stdout
     assert logs == {log: log.read_text() for log in logs}
 
-    other = reproduce(dataset_root, *options, "--seeds", "1", "--", *slim)
-    assert other.returncode == 2 and "table.json: results of another chosen_by" in other.stderr
     record = next((tmp_path / "runs").glob("stages/finetune*/1_*/stage.json"))
     record.write_text("{")
     broken = reproduce(dataset_root, "--plan", *options, "--", *slim)
@@ -72,8 +70,6 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     [
         (["--arms", "cupe"], "did you mean cupre"),
         (["--dataset", "nuclei"], "target 'nuclei': unknown"),
-        (["--percents", "0"], "--percents: [0]; expected more than 0, up to 100"),
-        (["--seeds", "x"], "--seeds: ['x']; expected a list of int"),
         (["--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["--", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
         (["--table", "neural_gas", "--arms", "coco"], "--arms: not of this table; expected --algorithms"),
