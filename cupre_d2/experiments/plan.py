@@ -75,7 +75,7 @@ class Plan:
 
     def lines(self, slots: int) -> list[str]:
         """For people: one for each task, with the runs that it is of, and the sum."""
-        items, runs = self._all(), {**self.trials, **self.runs()}
+        items, runs, decided = self._all(), {**self.trials, **self.runs()}, self.chosen()
         own = {task.key: run for run, task in runs.items()}
         used: dict[str, list[Run]] = {}
         for run, task in runs.items():
@@ -86,17 +86,14 @@ class Plan:
         for item in items:
             is_test = isinstance(item, EvaluationTask)
             key = item.task.key if isinstance(item, EvaluationTask) else item.key
-            about = self._about(own[key], is_test) if key in own else _first_column(used[key])
+            about = _first_column(used[key])
+            if run := own.get(key):
+                is_open = self._column and self._combination(run) not in decided and (is_test or run not in self.trials)
+                values = values_of(run) | ({self._column: "to be chosen"} if is_open else {})
+                about = [f"{column.replace('_', ' ')} {short(value)}" for column, value in values.items()]
             size = [] if is_test else [f"{item.work} iterations"]
             lines.append(f"{item.key}: {', '.join([*about, *size, _state(item, paces)])}")
         return [*lines, runner.time_left(items, slots)]
-
-    def _about(self, run: Run, is_test: bool) -> list[str]:
-        values = values_of(run)
-        will_run = not self._column or self._combination(run) in self.chosen() or (run in self.trials and not is_test)
-        if not will_run:
-            values[self._column] = "to be chosen"
-        return [f"{column.replace('_', ' ')} {short(value)}" for column, value in values.items()]
 
     def finished(self) -> list[FinishedRun]:
         tests = self.tests()
