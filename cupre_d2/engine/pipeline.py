@@ -343,7 +343,10 @@ def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:
     if stage.cfg.SEED >= 0:
         seed_all_rng(stage.cfg.SEED + comm.get_rank())
     trainer = trainer_class(stage)(stage.cfg)
-    trainer.resume_or_load()
+    try:
+        trainer.resume_or_load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_made_by(stage.folder)}") from error
     trainer.train_stage([PipelineProgress(pace, trainer)])
     with preemption.deferring("leaving after this evaluation"):
         metrics = trainer.test_and_keep_best()

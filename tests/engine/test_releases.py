@@ -11,7 +11,7 @@ from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.errors import ConfigError
+from cupre_d2.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
 RELEASES = sorted((ROOT / "tests/data/releases").glob("*.tar.xz"))
@@ -58,6 +58,17 @@ def test_what_cannot_go_on_names_the_release(left: tuple[Path, dict[str, str]]) 
     (folder / "3_finetune_cells_5pct").rename(folder / "3_finetune_bbbc038_5pct")
     with pytest.raises(ConfigError, match=r"another pipeline \(stage 3_finetune_bbbc038_5pct, made by cupre_d2 0\.1\.0; "):
         pipeline.prepare(str(ROOT / "configs/quickstart.yaml"), opts)
+
+
+def test_a_checkpoint_that_cannot_go_on_names_the_release(left: tuple[Path, dict[str, str]]) -> None:
+    """As of SGD under L2-SP, whose parameters are grouped otherwise since 0.2.0."""
+    folder, overrides = left
+    (checkpoint,) = folder.glob("2_amt2/model_0*.pth")
+    content = torch.load(checkpoint, weights_only=True)
+    content["trainer"]["phases"]["coco"]["stepper"]["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(content, checkpoint)
+    with pytest.raises(CheckpointError, match=r"made by cupre_d2 0\.1\.0; this is"):
+        pipeline.train(str(ROOT / "configs/quickstart.yaml"), overrides)
 
 
 def test_a_new_run_names_this_release(tmp_path: Path) -> None:
