@@ -123,7 +123,7 @@ class Cupre(Table):
             Links(reports),
             Heading("The same images, arm by arm"),
             PICTURES,
-            gallery(finished),
+            pictures(finished),
         ]
 
 
@@ -181,7 +181,7 @@ def rates(validation: pd.DataFrame) -> pd.DataFrame:
     return table.assign(annotated=table["annotated"] + " %")
 
 
-def gallery(finished: FinishedTable) -> Gallery:
+def pictures(finished: FinishedTable) -> Gallery:
     """Fig. 8-10: the fewest annotations and the first seed."""
     experiment = finished.experiment
     wanted, dataset = (min(experiment.grid["percents"]), experiment.grid["seeds"][0]), experiment.one_of("test")

@@ -25,7 +25,7 @@ SIDE, THUMBNAIL = 9, 0.035
 
 
 @dataclass(frozen=True)
-class Map:
+class LatentMap:
     """
     Attributes:
         positions: N x 2 float32.
@@ -38,7 +38,7 @@ class Map:
     cell_types: list[str]
 
 
-def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: int = 0) -> Map:
+def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: int = 0) -> LatentMap:
     """t-SNE of the principal components of 400 samples' pooled latents, which are those that are clustered.
 
     Args:
@@ -63,10 +63,10 @@ def latent_map(cfg: CfgNode, checkpoint: Path, datasets: Sequence[str], seed: in
     thumbnails = np.concatenate([part.byte().permute(0, 2, 3, 1).numpy() for part in small])
     if cfg.INPUT.FORMAT == "BGR":
         thumbnails = thumbnails[..., ::-1]
-    return Map(positions, thumbnails, [cell_type for part in parts for cell_type in part.cell_types])
+    return LatentMap(positions, thumbnails, [cell_type for part in parts for cell_type in part.cell_types])
 
 
-def draw_map(found: Map) -> Figure:
+def draw_map(found: LatentMap) -> Figure:
     """Fig. 2: each sample where t-SNE puts its latent, framed in the colour of its type."""
     figure = Figure(figsize=(SIDE, SIDE), layout="constrained")
     axes = figure.add_subplot()

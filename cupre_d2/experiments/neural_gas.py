@@ -203,7 +203,7 @@ class NeuralGas(Table):
             Plot(draw_map(latents), "_latents.png", "latent space", raster=True),
             Heading("The same images, before and after"),
             PICTURES,
-            gallery(finished),
+            pictures(finished),
             Heading("Runs"),
             Links({" ".join(map(str, values_of(run).values())): task.report for run, task in tasks.items()}),
         ]
@@ -279,7 +279,7 @@ def statistics_table(statistics: pd.DataFrame) -> pd.DataFrame:
     return text_table(statistics, {"algorithm": "clusters by", "clusters": "k"}, columns)
 
 
-def gallery(finished: FinishedTable) -> Gallery:
+def pictures(finished: FinishedTable) -> Gallery:
     """Fig. 5: the baseline, and of each algorithm the most clusters with the first seed."""
     grid, dataset = finished.experiment.grid, evaluated_sets(finished.experiment).unknown
     shown = {BASELINE: finished.experiment.table.run(BASELINE)}

@@ -186,7 +186,7 @@ def plot() -> Figure:
 
 @pytest.mark.slow
 def test_in_a_browser(visit: Callable[[Path], AbstractContextManager[Any]], finished: FinishedTable, tmp_path: Path) -> None:
-    pictures = cupre.gallery(finished)
+    pictures = cupre.pictures(finished)
     blocks: list[Block] = [Heading("One"), Plot(plot(), ".png", "wide"), Plot(plot(), "_map.png", "map", raster=True)]
     with visit(report(tmp_path, [*blocks, pictures, Links({"none": tmp_path / "none"})])) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
