@@ -1,5 +1,8 @@
 """The errors a user can cause. Tools print them as one line and exit with code 2."""
 
+import difflib
+from collections.abc import Collection
+
 
 class CupreError(Exception):
     """Input that cannot be used; the message names what is wrong, where, and what was expected."""
@@ -27,3 +30,9 @@ class ResultsError(CupreError):
 
 class TrainingError(CupreError):
     """Training that cannot go on."""
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """A clause for a message that offers the names closest to an unknown one, or all when none is close."""
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(matches)}?" if matches else f"known: {', '.join(sorted(known))}"

@@ -20,8 +20,8 @@ from cupre_d2.engine import lock, preemption
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
-from cupre_d2.engine.stages import Stage, closest, default_config, load_stages
-from cupre_d2.errors import CheckpointError, ConfigError, CupreError
+from cupre_d2.engine.stages import Stage, default_config, load_stages
+from cupre_d2.errors import CheckpointError, ConfigError, CupreError, closest
 from cupre_d2.files import write_text
 from cupre_d2.report import write_report
 

@@ -16,11 +16,13 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from cupre_d2.errors import ResultsError
+from cupre_d2.evaluation.build import PERCENT, as_text, unit_of
+from cupre_d2.evaluation.cell_coco import TASKS as COCO_TASKS
 from cupre_d2.files import write_text
 
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
 DETECTRON2 = ("detectron2", "sal-detectron2")
-DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", *DETECTRON2)
+DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "pycocotools", *DETECTRON2)
 ROOT = Path(__file__).parents[2]
 # What decides results, in a checkout.
 CODE = ("cupre_d2", "configs", "tools")
@@ -35,7 +37,7 @@ class StageRecord:
     Attributes:
         seconds: of training, over all restarts.
         iterations: steps taken.
-        metrics: {data set: {"bbox", "segm" or "labels": {name: percent}}}.
+        metrics: {data set: {task: {metric: value}}}; tasks and units are those of TEST.EVALUATORS.
         commit: see `checkout`; of the process that finished it.
     """
 
@@ -137,22 +139,19 @@ def versions() -> dict[str, str]:
 
 
 def table(metrics: Metrics) -> str:
-    """The metrics as text tables: a row a data set and task, percent; those of label images have a table of their own."""
-    detection, labels = [], []
+    """The metrics as text tables: boxes and masks share one, each other task has its own, with all its metrics and units."""
+    tables: dict[str, list[dict[str, str]]] = {}
     for dataset, tasks in metrics.items():
         for task, values in tasks.items():
-            if task == "labels":
-                labels.append({"data set": dataset, **{name: _percent(value) for name, value in values.items()}})
+            unit = unit_of(task)
+            row = {"data set": dataset, "task": task}
+            if task in COCO_TASKS:
+                row |= {name: as_text(values.get(name), unit) for name in TABLE_METRICS}
+                tables.setdefault("", []).append(row)
             else:
-                detection.append([dataset, task, *(_percent(values.get(name)) for name in TABLE_METRICS)])
-    tables = []
-    if detection or not labels:
-        headers = ["data set", "task", *TABLE_METRICS]
-        tables.append(tabulate(detection, headers=headers, disable_numparse=True, stralign="right"))
-    if labels:
-        tables.append(tabulate(labels, headers="keys", disable_numparse=True, stralign="right"))
-    return "\n\n".join(tables)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+                named = {name if unit in (PERCENT, None) else f"{name} ({unit})": value for name, value in values.items()}
+                row |= {name: as_text(value, unit) for name, value in named.items()}
+                tables.setdefault(task, []).append(row)
+    # That of boxes and masks first.
+    ordered = [tables[task] for task in sorted(tables, key=bool)]
+    return "\n\n".join(tabulate(rows, headers="keys", disable_numparse=True, stralign="right") for rows in ordered)

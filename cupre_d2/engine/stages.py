@@ -1,6 +1,5 @@
 """Reading configs: a pipeline's YAML, or one stage's, becomes a list of ordinary Detectron2 configs, one a stage."""
 
-import difflib
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.logger import log_first_n
 
 from cupre_d2.config import add_cupre_config
-from cupre_d2.errors import ConfigError
+from cupre_d2.errors import ConfigError, closest
 from cupre_d2.migration import migrate
 
 STAGE_REFERENCE = "stage:"
@@ -48,12 +47,6 @@ def default_config() -> CfgNode:
     cfg = get_cfg()
     add_cupre_config(cfg)
     return cfg
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """A clause that offers the names closest to an unknown one, or all when none is close."""
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"known: {', '.join(sorted(known))}"
 
 
 def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[Stage]]:

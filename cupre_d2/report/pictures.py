@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.images import read_record
-from cupre_d2.evaluation.masks import Rle
+from cupre_d2.evaluation.cells import Rle
 from cupre_d2.report.detections import START_LEVEL
 from cupre_d2.report.matching import Counts, ImageMatch
 
