@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from cupre_d2.engine import pipeline
+from cupre_d2.engine import pipeline, stage_trainer
 from cupre_d2.engine.evaluation import prepare_evaluation
+from cupre_d2.engine.stages import default_config
 from cupre_d2.errors import ConfigError
 
 
@@ -18,3 +20,14 @@ def test_moco_detects_nothing(small_datasets: Path, slim: list[str], tmp_path: P
         prepare_evaluation(config, [*opts, "MODEL.WEIGHTS", str(weights)])
     with pytest.raises(ConfigError, match=message):
         pipeline.prepare(config, opts)
+
+
+def test_overlays_show_images_as_the_model_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = default_config()
+    cfg.DATASETS.TEST, cfg.INPUT.PERCENTILES = ("cells",), (1, 90)
+    given = []
+    monkeypatch.setattr(stage_trainer, "OverlayWriter", lambda *arguments: given.append(arguments))
+    for name in ("build_test_loader", "inference_on_dataset"):
+        monkeypatch.setattr(stage_trainer, name, lambda *_: {})
+    stage_trainer.test(cfg, nn.Identity())
+    assert given == [("cells", 4, cfg.OUTPUT_DIR, (1, 90))]

@@ -15,8 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, memory
 
 PACKAGES = ("cupre_d2", "resnest", "timm")
 SIZE, THREADS, GPU_BATCH = 512, 2, 16

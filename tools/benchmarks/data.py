@@ -12,8 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, memory
 from cupre_d2.errors import DatasetError
 
 IMAGES, INSTANCES, REPETITIONS = 3253, 1_000_000, 3

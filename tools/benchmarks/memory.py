@@ -22,8 +22,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, memory
 
 CONFIG = str(Path(__file__).parents[2] / "configs/stages/amt2.yaml")
 # Pixels; of a COCO image at SIZE_TRAIN 800, and of a view.
