@@ -94,6 +94,26 @@ def test_data_in_small(
     MetadataCatalog.remove("big")
 
 
+def test_evaluation_in_small(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours has pycocotools' numbers; a peer that is not installed is named."""
+    evaluation = importlib.import_module("benchmarks.evaluation")
+    peers = {"pycocotools": evaluation.PEERS["pycocotools"], "no_such_peer": ("no_such_peer.COCO", "no_such_peer.COCOeval")}
+    for name, value in (("IMAGES", 2), ("CELLS", 60), ("DETECTIONS", 80), ("TURNS", 1), ("PEERS", peers)):
+        monkeypatch.setattr(evaluation, name, value)
+
+    def measured(what: str, folder: Path) -> dict[str, Any]:
+        _, numbers = (evaluation._ours() if what == "ours" else evaluation._peer(what))(folder)
+        return {"seconds": 1, "alone": 1, "bytes": 1, "numbers": numbers}
+
+    monkeypatch.setattr(evaluation, "_measure", measured)
+    apart, *others = evaluation.run()
+    assert apart.holds and apart.value < 1e-9
+    assert [str(figure) for figure in others if "no_such_peer" in figure.name] == ["no_such_peer: nan (not installed)"]
+    for name in ("cells", "cells read"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
 @pytest.mark.slow
 def test_memory_in_small(tool: ModuleType) -> None:
     """AMT² holds its parts and no more; recomputing keeps less for the backward pass."""

@@ -56,7 +56,7 @@ def measure(module: str, call: str, **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def memory(field: str, file: str = "/proc/self/status") -> int:
+def read_memory(field: str, file: str = "/proc/self/status") -> int:
     """A field of one of the kernel's files of memory sizes, e.g. VmHWM or Pss; bytes."""
     (line,) = [line for line in Path(file).read_text().splitlines() if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import Figure, measure, memory
+from benchmarks import Figure, measure, read_memory
 
 IMAGES, CELLS, DETECTIONS = 200, 300, 400
 HEIGHT, WIDTH = 520, 704
@@ -136,11 +136,11 @@ def child(what: str, folder: str) -> None:
     # What the imports left would be gone through by garbage collections, and far more of it with Detectron2 than without.
     gc.freeze()
     Path("/proc/self/clear_refs").write_text("5")  # The peak so far is that of the imports.
-    before, started = memory("VmRSS"), time.process_time()
+    before, started = read_memory("VmRSS"), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         read, numbers = evaluate(Path(folder))
     ended = time.process_time()
-    measured = {"seconds": ended - started, "alone": ended - read, "bytes": memory("VmHWM") - before}
+    measured = {"seconds": ended - started, "alone": ended - read, "bytes": read_memory("VmHWM") - before}
     print(json.dumps({**measured, "numbers": numbers}))
 
 
