@@ -16,11 +16,10 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
-from pycocotools import mask as mask_util
 from tabulate import tabulate
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.evaluation.cells import Detections, TrueCells, overlaps
+from cupre_d2.evaluation.cells import Detections, TrueCells, areas_of, overlaps
 from cupre_d2.evaluation.coco_metrics import LARGEST, Matches, Scores, Summary, accumulate, area_names, match
 from cupre_d2.evaluation.image_results import ImageResults, ResultsFile
 
@@ -136,7 +135,7 @@ class CellCOCOEvaluator(DatasetEvaluator):
                     overlaps(best, of_truth, task),
                     best.scores,
                     # A detection's area is its mask's where masks are matched.
-                    best.boxes[:, 2] * best.boxes[:, 3] if task == "bbox" else mask_util.area(best.masks).astype(np.float64),
+                    best.boxes[:, 2] * best.boxes[:, 3] if task == "bbox" else areas_of(best.masks),
                     of_truth.areas,
                     of_truth.crowd,
                     self._area_ranges,

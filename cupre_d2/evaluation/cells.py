@@ -55,7 +55,7 @@ class TrueCells:
                 f"dataset {dataset_name!r}: image_id {record['image_id']!r}, annotation {error.index}, field segmentation: "
                 f"{error}; expected polygons or an RLE of the image's size"
             ) from error
-        areas = [a.get("area", area) for a, area in zip(annotations, mask_util.area(masks), strict=True)]
+        areas = [a.get("area", area) for a, area in zip(annotations, areas_of(masks), strict=True)]
         return cls(
             _to_xywh(annotations),
             masks,
@@ -164,6 +164,13 @@ def overlaps(detections: Detections, truth: TrueCells, task: str) -> np.ndarray:
     true: Any
     found, true = (detections.boxes, truth.boxes) if task == "bbox" else (detections.masks, truth.masks)
     return mask_util.iou(found, true, truth.crowd.astype(int).tolist())
+
+
+def areas_of(masks: Sequence[Rle]) -> np.ndarray:
+    """N float64, pixels."""
+    # In parts, as pycocotools puts the number of masks into 8 bits: a warning of numpy 1, an error of numpy 2.
+    parts = [mask_util.area(list(masks[start : start + 255])) for start in range(0, len(masks), 255)]
+    return np.concatenate([np.zeros(0), *parts])
 
 
 def to_rles(segmentations: Sequence[Any], height: int, width: int) -> list[Rle]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_util
 
-from cupre_d2.evaluation.cells import InvalidMask, encode_mask, paint, pixels, to_rles, with_text
+from cupre_d2.evaluation.cells import InvalidMask, areas_of, encode_mask, paint, pixels, to_rles, with_text
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -25,6 +25,14 @@ def test_encodes_masks_at_every_border(filled: tuple) -> None:
     in_columns = np.asfortranarray(mask)
     assert encode_mask(in_columns) == encode(mask)
     assert encode_mask(np.broadcast_to(mask, (2, 40, 60))[1]) == encode(mask)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 700])
+def test_areas_of_any_number_of_masks(count: int) -> None:
+    masks = [np.arange(30).reshape(5, 6) < area % 30 for area in range(count)]
+    areas = areas_of([encode(mask) for mask in masks])
+    assert areas.dtype == np.float64 and areas.tolist() == [mask.sum() for mask in masks]
 
 
 def test_polygons_of_one_cell_are_merged() -> None:
