@@ -50,6 +50,8 @@ setup(
         "iopath",
         "omegaconf<2.4",
         "matplotlib",
+        # The tables of experiments.
+        "pandas>=2",
         "pyyaml",
         "tabulate",
         "tensorboard",
