@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as mask_util
 
-from cupre_d2.evaluation.masks import encode_mask, paint, pixels, to_rle, with_text
+from cupre_d2.evaluation.cells import InvalidMask, areas_of, encode_mask, paint, pixels, to_rles, with_text
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -27,12 +27,30 @@ def test_encodes_masks_at_every_border(filled: tuple) -> None:
     assert encode_mask(np.broadcast_to(mask, (2, 40, 60))[1]) == encode(mask)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 700])
+def test_areas_of_any_number_of_masks(count: int) -> None:
+    masks = [np.arange(30).reshape(5, 6) < area % 30 for area in range(count)]
+    areas = areas_of([encode(mask) for mask in masks])
+    assert areas.dtype == np.float64 and areas.tolist() == [mask.sum() for mask in masks]
+
+
 def test_polygons_of_one_cell_are_merged() -> None:
-    rle = to_rle([[0, 0, 4, 0, 4, 4, 0, 4], np.array([2.0, 2, 6, 2, 6, 6, 2, 6])], 10, 12)
+    alone = [[8, 0, 10, 0, 10, 3, 8, 3]]
+    first, rle, last = to_rles([alone, [[0, 0, 4, 0, 4, 4, 0, 4], np.array([2.0, 2, 6, 2, 6, 6, 2, 6])], alone], 10, 12)
     expected = np.zeros((10, 12), bool)
     expected[:4, :4] = expected[2:6, 2:6] = True
     assert (mask_util.decode(rle) == expected).all()
-    assert mask_util.decode(to_rle(with_text(rle), 10, 12)).sum() == 28
+    assert mask_util.decode(to_rles([with_text(rle)], 10, 12)).sum() == 28
+    assert first == last == mask_util.frPyObjects(alone, 10, 12)[0]
+
+
+@pytest.mark.parametrize("broken", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [["a"] * 6], [[[1, 2], [3, 4], [5, 6]]], [7]])
+def test_what_is_no_polygon_is_named_by_its_place(broken: list) -> None:
+    """pycocotools takes four numbers for a box, if they come first."""
+    with pytest.raises(InvalidMask, match="is no list of polygons") as caught:
+        to_rles([[[0, 0, 4, 0, 4, 4]], broken], 10, 12)
+    assert caught.value.index == 1
 
 
 def test_the_highest_score_is_on_top() -> None:
