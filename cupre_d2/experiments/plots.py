@@ -43,6 +43,9 @@ def curves(
             mean = points[[x, "value"]].mean()[points["value"].count() == of_name["seed"].nunique()]
             if len(mean):
                 one.plot(mean[x], mean["value"], "o-", color=f"C{place}", markersize=5, linewidth=2, label=name)
+        # From 0 on, with room above the highest.
+        one.update_datalim([(0, 0)])
+        one.autoscale_view()
         one.set(xlim=(0, None), ylim=(0, None))
         one.legend()
     return figure
@@ -97,7 +100,7 @@ def bars(frame: pd.DataFrame, hue: str, label: str, order: Sequence[Any] = ()) -
             axes.errorbar(place, mean, spread, color="black", capsize=4)
         axes.plot([place] * len(values), values, "o", color="black", markersize=3)
     axes.set(xticks=range(len(shown)), xticklabels=map(str, shown), ylabel=label)
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(axis="y", linewidth=0.5)
     return figure
 
 
@@ -111,7 +114,7 @@ def _panels(
     found = []
     for axes, (text, rows) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         axes.set(xlabel=labels[0], ylabel=labels[1], title=text)
-        axes.grid(alpha=0.3)
+        axes.grid(linewidth=0.5)
         found.append((axes, rows))
     return figure, found
 

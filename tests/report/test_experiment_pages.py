@@ -196,7 +196,7 @@ def test_in_a_browser(visit: Callable[[Path], AbstractContextManager[Any]], fini
         page.locator("[name=level]").fill("0")
         page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert page.locator(".total").first.text_content().startswith("3 found, 5 missed, 2 false")
-        colour = "getComputedStyle(document.querySelector('.scroll svg text, .scroll svg path')).stroke"
+        colour = "getComputedStyle(document.querySelector('.scroll svg')).fill"
         light = page.evaluate(colour)
         page.locator("#theme").click()
-        assert page.evaluate(colour) != light or light == "none"
+        assert page.evaluate(colour) != light
