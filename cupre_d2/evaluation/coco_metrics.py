@@ -104,7 +104,8 @@ def match(
     """
     uncounted = _outside(true_areas, area_ranges) | crowd
     # Transposed, as pycocotools' IoUs lie in memory.
-    cells, detections = np.nonzero(IOU_THRESHOLDS[0] <= ious.T)
+    reached = np.flatnonzero(IOU_THRESHOLDS[0] <= ious.T)
+    cells, detections = np.divmod(reached, len(scores))
     order = np.argsort(detections, kind="stable")
     cells, detections = cells[order], detections[order]
     ends = np.searchsorted(detections, np.arange(len(scores)), side="right")

@@ -71,7 +71,7 @@ def _compared(ours: dict[str, float], name: str, peer: dict[str, float]) -> list
         took = f"({ours[key]:.2f} s, {peer[key]:.2f} s)"
         figures.append(Figure(f"times faster than {name}, {what}", peer[key] / ours[key], took, bar, "at least"))
     sizes = _mib(ours["bytes"], peer["bytes"])
-    return [*figures, Figure(f"peak memory / {name}'s", ours["bytes"] / peer["bytes"], sizes, memory_bar)]
+    return [*figures, Figure(f"peak memory / that of {name}", ours["bytes"] / peer["bytes"], sizes, memory_bar)]
 
 
 def _mib(*sizes: float) -> str:
