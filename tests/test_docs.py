@@ -2,15 +2,18 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cupre_d2.commands import check
 from cupre_d2.commands.train import parse_args
 from cupre_d2.data import get_records
+from cupre_d2.data.targets import dataset_names
 from cupre_d2.engine import pipeline
 from tests.conftest import draw_discs, write_coco
 
@@ -30,7 +33,7 @@ def commands(beginning: str) -> list[list[str]]:
 
 
 @pytest.fixture()
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that the README's my_cells.yaml describes."""
     (description,) = [block for block in blocks("README.md", "yaml") if "my_cells.yaml" in block]
     (tmp_path / "my_cells.yaml").write_text(description)
@@ -42,7 +45,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = (image > 100).astype(np.uint8)
         Image.fromarray(labels if folder.endswith("labels") else image).save(tmp_path / folder / "a.png")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    for name in dataset_names(tmp_path / "my_cells.yaml"):
+        for catalogue in (DatasetCatalog, MetadataCatalog):
+            catalogue.pop(name, None)
 
 
 TRAIN = [*commands("python tools/train_net.py"), *commands("cupre-d2 train")]
