@@ -68,12 +68,8 @@ class ImageResults(Generic[Result]):
         _check_unique(f"predictions on {self._name!r}", [image_id for image_id, _ in gathered], "one prediction an image")
         records = self._read()
         if len(gathered) < len(records):
-            logger.warning(
-                "%s: %d of %d images were not evaluated; all their cells count as missed",
-                self._name,
-                len(records) - len(gathered),
-                len(records),
-            )
+            message = "%s: %d of %d images were not evaluated; all their cells count as missed"
+            logger.warning(message, self._name, len(records) - len(gathered), len(records))
         results = dict(gathered)
         numbers = [image_id for image_id in records if isinstance(image_id, int)]
         image_ids = sorted(numbers) if len(numbers) == len(records) else records
@@ -130,12 +126,11 @@ class ResultsFile:
     def _join(self, parts: Sequence[str]) -> None:
         joined = f"{self._part.name}.joined"
         with open(joined, "w") as file:
-            file.write("[")
-            separator = "\n"
+            separator = "[\n"
             for line in chain.from_iterable(map(self._lines, parts)):
                 file.write(separator + line.rstrip("\n"))
                 separator = ",\n"
-            file.write("\n]\n")
+            file.write("\n]\n" if separator[0] == "," else "[\n]\n")
         os.replace(joined, self._path)
 
     def _lines(self, part: str) -> Iterator[str]:
