@@ -126,11 +126,12 @@ class ResultsFile:
     def _join(self, parts: Sequence[str]) -> None:
         joined = f"{self._part.name}.joined"
         with open(joined, "w") as file:
-            separator = "[\n"
+            file.write("[")
+            separator = "\n"
             for line in chain.from_iterable(map(self._lines, parts)):
                 file.write(separator + line.rstrip("\n"))
                 separator = ",\n"
-            file.write("\n]\n" if separator[0] == "," else "[\n]\n")
+            file.write("\n]\n")
         os.replace(joined, self._path)
 
     def _lines(self, part: str) -> Iterator[str]:
