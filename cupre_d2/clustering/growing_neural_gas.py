@@ -71,6 +71,7 @@ class GrowingNeuralGas(CentroidClusterer):
     Raises (`fit`):
         ClusteringError, a ValueError: a single sample, NaN or infinity, a parameter out of range.
 
+    >>> import numpy as np
     >>> samples = np.random.default_rng(0).random((500, 2))
     >>> gas = GrowingNeuralGas(n_iter_before_neuron_added=100, epochs=2, random_state=0).fit(samples)
     >>> gas.cluster_centers_.shape
