@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, dete
 from PIL import Image
 
 from cupre_d2 import config
-from cupre_d2.data.detectron2_images import warn_of_deep_images
+from cupre_d2.data.mappers import warn_of_deep_images
 from cupre_d2.engine import TRAINER_REGISTRY
 from tests.conftest import SLIM, write_coco
 

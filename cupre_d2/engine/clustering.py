@@ -9,8 +9,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cupre_d2.data.loaders import unlabeled_records
-from cupre_d2.data.samples import Samples, build_sample_loader, draw_samples
+from cupre_d2.data.loaders import Samples, build_sample_loader, draw_samples, unlabeled_records
 from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_network, check_settings, check_tests, check_unlabeled
 from cupre_d2.engine.pseudo_labels import START_NODES, as_tensor, pseudo_labels

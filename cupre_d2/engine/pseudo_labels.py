@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from sklearn.decomposition import PCA
 
 from cupre_d2.clustering import GrowingNeuralGas, NeuralGas, OnlineKMeans
-from cupre_d2.data.samples import Samples
+from cupre_d2.data.loaders import Samples
 from cupre_d2.engine.distributed import share_buffers
 from cupre_d2.errors import ClusteringError, CupreError
 from cupre_d2.modeling.latent import PooledLatent
