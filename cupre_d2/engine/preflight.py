@@ -92,7 +92,8 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
             )
         if cfg.INPUT.MASK_FORMAT == "polygon" and name in cfg.DATASETS.TRAIN:
             for record in records:
-                if any(_is_mask(annotation) for annotation in record.get("annotations", ())):
+                cells = [one.get("segmentation") for one in record.get("annotations", ()) if not one.get("iscrowd", 0)]
+                if any(isinstance(mask, dict) for mask in cells):
                     raise ConfigError(
                         f"INPUT.MASK_FORMAT polygon: {name}, image {record['image_id']} has masks as RLE; "
                         "expected INPUT.MASK_FORMAT bitmask"
@@ -172,10 +173,6 @@ def check_tests(cfg: CfgNode) -> None:
     check_best(cfg)
     if cells and cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON:
         raise ConfigError("MODEL.MASK_ON False: cells are evaluated by their masks; expected True, or DATASETS.TEST ()")
-
-
-def _is_mask(annotation: dict) -> bool:
-    return isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd", 0)
 
 
 def check_unlabeled(cfg: CfgNode) -> None:

@@ -171,13 +171,10 @@ class StageTrainer(TrainerBase):
                 with preemption.deferring("leaving after this step with a checkpoint"):
                     self.train(self.start_iter, self.max_iter)
             finally:
-                self._release_loaders()
-
-    def _release_loaders(self) -> None:
-        """Ends the loaders' processes, which hold on to the memory that this one had when they were forked."""
-        for phase in self.phases.values():
-            phase.reset_data_loader(lambda: None)
-        gc.collect()
+                # Ends the loaders' processes, which hold on to the memory that this one had when they were forked.
+                for phase in self.phases.values():
+                    phase.reset_data_loader(lambda: None)
+                gc.collect()
 
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
         # A checkpoint comes last: it then holds the best score, and what it counts as done is in the metrics' file.
@@ -212,11 +209,7 @@ class StageTrainer(TrainerBase):
             phase.load_state_dict(state_dict["phases"][name])
 
     def test_and_keep_best(self) -> Metrics:
-        """As `test`; keeps the best, as TEST.BEST has it, of the evaluations that TEST.EVAL_PERIOD asks for and the last.
-
-        Raises:
-            ConfigError: the evaluation has no metric of that name.
-        """
+        """As `test`; keeps the best, by `best_score`, of the evaluations that TEST.EVAL_PERIOD asks for and the last."""
         results = self.test()
         if self.cfg.TEST.EVAL_PERIOD and results:
             score = best_score(self.cfg, results)
