@@ -167,11 +167,7 @@ def select(stages: Sequence[Stage], only: str | None) -> list[Stage]:
 
 
 def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> None:
-    """Makes the stages' folders ready; the configs they were trained with must be the ones asked for now.
-
-    Raises:
-        ConfigError: OUTPUT_DIR holds stages of another config, and not `restart`.
-    """
+    """Makes the stages' folders ready; raises ConfigError if OUTPUT_DIR holds stages of other configs, and not `restart`."""
     root = Path(output_dir)
     ours = {stage.folder.name for stage in stages}
     strangers = [path.parent for path in sorted(root.glob("*/config.yaml")) if re.match(r"\d+_", path.parent.name)]

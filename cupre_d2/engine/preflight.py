@@ -37,11 +37,7 @@ def check_settings(cfg: CfgNode) -> None:
 
 
 def check_processes(stages: Sequence[Stage], processes: int) -> None:
-    """Checks what the number of processes that will be started decides.
-
-    Raises:
-        ConfigError: batches that they cannot share, or a device that they cannot work on.
-    """
+    """Raises ConfigError for batches that so many processes cannot share, or a device that they cannot work on."""
     for cfg in (stage.cfg for stage in stages):
         check_solver(cfg.SOLVER, "SOLVER", processes)
         if cfg.TRAINER == "AlternatingTrainer" and cfg.AMT2.MOCO:

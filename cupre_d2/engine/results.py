@@ -56,11 +56,7 @@ class StageRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "StageRecord | None":
-        """The record of a finished stage, None for an unfinished one.
-
-        Raises:
-            ResultsError: the file is broken.
-        """
+        """The record of a finished stage, None for an unfinished one; raises ResultsError where the file is broken."""
         path = folder / "stage.json"
         if not path.is_file() or not (folder / "model_final.pth").is_file():
             return None

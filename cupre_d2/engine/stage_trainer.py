@@ -112,11 +112,7 @@ class StageTrainer(TrainerBase):
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
-        """Checks the stage's input without building anything that trains, and returns its number of iterations.
-
-        Raises:
-            CupreError: input that would fail later.
-        """
+        """The stage's number of iterations, without building anything that trains; raises CupreError where it would fail."""
         raise NotImplementedError
 
     def phase_name(self) -> str:
@@ -227,8 +223,7 @@ class StageTrainer(TrainerBase):
 def best_score(cfg: CfgNode, results: Metrics) -> float:
     """Of an evaluation, the number that TEST.BEST names; NaN, which is never best, where it is undefined.
 
-    Raises:
-        ConfigError: there is none of that name.
+    Raises ConfigError where there is none of that name.
     """
     best = cfg.TEST.BEST
     scores = results[best.DATASET or cfg.DATASETS.TEST[0]].get(best.TASK, {})

@@ -267,18 +267,13 @@ def _link(output_dir: str, names: Sequence[str], files: Sequence[str], cfgs: Seq
             cfg.MODEL.WEIGHTS = str(stages[-1].final_checkpoint)
         for key in ("WEIGHTS", "BACKBONE_WEIGHTS"):
             cfg.MODEL[key] = os.path.expanduser(_resolve(cfg.MODEL[key], name, stages))
-        cfg.MODEL.DEVICE = _available(cfg.MODEL.DEVICE)
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            message = f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no GPU is visible; training on the CPU"
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
+            cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         stages.append(Stage(name, cfg, file))
     return stages
-
-
-def _available(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        message = f"MODEL.DEVICE {device}: no GPU is visible; training on the CPU"
-        log_first_n(logging.WARNING, message, key="message", name=__name__)
-        return "cpu"
-    return device
 
 
 def _resolve(path: str, stage: str, earlier: Sequence[Stage]) -> str:

@@ -76,11 +76,7 @@ class Attempt:
 
 
 class LocalEngine:
-    """This machine's cores, divided among what runs; of its GPUs each process sees the one that fewest others use.
-
-    Args:
-        slots: the most processes side by side.
-    """
+    """This machine's cores, divided among at most `slots` processes; of its GPUs each sees that which fewest others use."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -148,11 +144,8 @@ class RayEngine:
     RAY_ADDRESS=auto is the cluster that runs on this machine. Whether processes use a GPU is decided here too: start it
     where there is one.
 
-    Args:
-        jobs: processes side by side on a machine.
-
-    Raises:
-        ConfigError: Ray is not installed, or no cluster answers.
+    Takes the number of processes side by side on a machine; raises ConfigError where Ray is not installed, or no cluster
+    answers.
     """
 
     def __init__(self, jobs: int) -> None:

@@ -17,11 +17,7 @@ from cupre_d2.experiments.tasks import AnyTask, EvaluationTask, Task, TaskList
 class Plan:
     """Trials of what is chosen, with the first seed; the runs of all seeds; their evaluations on the test images.
 
-    Args:
-        folder: the tasks' folders go below it.
-
-    Raises:
-        CupreError: a config or data set cannot be used.
+    The tasks' folders go below `folder`. Raises CupreError where a config or data set cannot be used.
     """
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:

@@ -230,22 +230,14 @@ def read_json(file: Path) -> dict:
 
 
 class TaskList:
-    """All tasks of an experiment; adding a pipeline adds those of its stages that are not there yet.
-
-    Args:
-        root: the tasks' folders go below it.
-    """
+    """All tasks of an experiment, their folders below `root`; adding a pipeline adds those of its stages that are new."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tasks: dict[str, Task] = {}
 
     def add(self, stages: Sequence[Stage]) -> Task:
-        """Adds a pipeline; returns its last task.
-
-        Raises:
-            CupreError: as the trainer's `plan`, before anything trains; or it was trained with other defaults.
-        """
+        """Adds a pipeline; returns its last task; raises CupreError as the trainer's `plan`, and as `_check_defaults`."""
         made: dict[str, Task] = {}
         for stage in stages:
             task = self._task(stage, made)

@@ -95,11 +95,7 @@ class PipelineResults:
 
     @cached_property
     def datasets(self) -> list[DatasetPart]:
-        """Those of DATASETS.TEST, registered, whose detections are there.
-
-        Raises:
-            DatasetError: a data set or an image cannot be used.
-        """
+        """Those of DATASETS.TEST, registered, whose detections are there; raises DatasetError if one cannot be used."""
         inference = self.stages[-1].folder / "inference"
         files = {name: inference / name / RESULTS_FILE for name in self.config["DATASETS"]["TEST"]}
         files = {name: file for name, file in files.items() if file.is_file()}
