@@ -124,7 +124,6 @@ class AlternatingTrainer(StageTrainer):
         self.backbone = detector.get_submodule("backbone.bottom_up")
         self._views_are_set = False
         self.moco: MoCo | None = None
-        self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         phases: dict[str, OptimizerPhase] = {}
         parts: dict[str, Any] = {}
         if cfg.AMT2.MOCO:
@@ -135,6 +134,7 @@ class AlternatingTrainer(StageTrainer):
             phases["moco"] = OptimizerPhase.build(0, self._moco_cfg, self.moco, optimizer, prefix="moco/")
             parts["moco"] = self.moco
 
+        self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         decayed = backbone_decay_parameters(detector) if cfg.SOLVER.L2SP.ENABLED else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
         if self.l2_sp:
