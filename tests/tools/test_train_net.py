@@ -132,7 +132,7 @@ def test_two_processes_in_one_folder(dataset_root: Path, slim: list[str], tmp_pa
     """The second is refused, not mixed with the first; when the first has ended, by whatever, the next goes on."""
     opts = [*slim, "OUTPUT_DIR", str(tmp_path / "out")]
     config = "configs/mini/scratch_bbbc038_5pct.yaml"
-    held = f"from cupre_d2.engine import lock; lock.hold({str(tmp_path / 'out')!r}, ''); print(1, flush=True); input()"
+    held = f"from cupre_d2 import files; files.hold({str(tmp_path / 'out')!r}, ''); print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline()
         refused = train_net("--config-file", config, *opts, root=dataset_root)
