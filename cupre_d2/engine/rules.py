@@ -221,7 +221,7 @@ def check_solver(solver: CfgNode, key: str, processes: int) -> None:
     if solver.CLIP_GRADIENTS.ENABLED:
         check_known(f"{key}.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES)
     batch = solver.IMS_PER_BATCH
-    if batch < 1 or batch % processes:
+    if batch is None or batch < 1 or batch % processes:
         raise ConfigError(f"{key}.IMS_PER_BATCH {batch}: expected a positive multiple of the processes ({processes})")
     if batch // processes < solver.ACCUMULATE:
         raise ConfigError(

@@ -15,7 +15,7 @@ from detectron2.utils.logger import log_first_n
 
 from cupre_d2.config import default_config, flatten
 from cupre_d2.data.targets import REFERENCE, Target, register_dataset_file, target
-from cupre_d2.errors import ConfigError, closest
+from cupre_d2.errors import ConfigError, DatasetError, closest
 from cupre_d2.migration import RENAMED, migrate
 
 STAGE_REFERENCE = "stage:"
@@ -159,7 +159,10 @@ class _Datasets:
         section = raw.get("DATASETS")
         file = str(cli.get("DATASETS.FILE", section.get("FILE", "") if isinstance(section, dict) else "") or "")
         file = os.path.abspath(os.path.expanduser(file)) if file else ""
-        own = register_dataset_file(file) if file else None
+        try:
+            own = register_dataset_file(file) if file else None
+        except DatasetError as error:
+            raise DatasetError(f"DATASETS.FILE {error}") from error
         name = str(cli.get("PIPELINE.TARGET", "" if own else pipeline.get("TARGET", "")) or "")
         subset = str(cli.get("PIPELINE.SUBSET", "" if own else pipeline.get("SUBSET", "")) or "")
         found = target(name) if name else own

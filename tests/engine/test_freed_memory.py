@@ -1,4 +1,3 @@
-import importlib
 import inspect
 import subprocess
 import sys
@@ -7,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cupre_d2.commands import train
 from cupre_d2.config import default_config
 from cupre_d2.engine import distributed, pipeline
 from cupre_d2.engine.stages import Stage
@@ -51,13 +51,11 @@ def test_a_c_library_without_the_setting(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
 def test_train_net_keeps_it_on_a_cpu(device: str, kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend("tools")
-    train_net = importlib.import_module("train_net")
     called = []
-    monkeypatch.setattr(train_net, "keep_freed_memory", lambda: called.append(True))
-    monkeypatch.setattr(train_net.pipeline, "log_to", lambda folder: None)
-    monkeypatch.setattr(train_net.pipeline, "run", lambda job: None)
+    monkeypatch.setattr(distributed, "keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr(pipeline, "log_to", lambda folder: None)
+    monkeypatch.setattr(pipeline, "run", lambda job: None)
     cfg = default_config()
     cfg.MODEL.DEVICE = device
-    train_net.work(pipeline.Job(str(tmp_path), [Stage("one", cfg)], [], {}))
+    train.work(pipeline.Job(str(tmp_path), [Stage("one", cfg)], [], {}))
     assert bool(called) == kept

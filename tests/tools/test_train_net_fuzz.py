@@ -122,7 +122,7 @@ BROKEN: dict[str, tuple[str, ...]] = {
     "NO.SUCH.KEY": ("1",),
     "SOLVER.BASE_LRR": ("0.1",),
     "SOLVER": ("1",),
-    "finetune.SOLVER.BASE_LR": ("0.1",),
+    "finetun.SOLVER.BASE_LR": ("0.1",),
     "PIPELINE.STAGES": ("['a.yaml']",),
 }
 
