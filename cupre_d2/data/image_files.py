@@ -91,12 +91,14 @@ class PageHeader:
     Attributes:
         shape: height and width in pixels, upright.
         channels: of its samples, alpha counted; 3 for a palette.
+        bits: of a sample.
         nbytes: of its samples, decoded.
         regions: whether `read_region` reads a part without decoding all of it.
     """
 
     shape: tuple[int, int]
     channels: int
+    bits: int
     nbytes: int
     regions: bool
 
@@ -116,8 +118,8 @@ def read_headers(path: str | os.PathLike[str]) -> list[PageHeader]:
         with Image.open(file, formats=_PILLOW_FORMATS) as image:
             shape = image.size if _swaps_sides(_orientation(image)) else image.size[::-1]
             channels = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}.get(image.mode, 3)
-            nbytes = math.prod(shape) * channels * (2 if _is_deep(head) else 1)
-            return [PageHeader(shape, channels, nbytes, False)] * _frames(image)
+            bits = 16 if _is_deep(head) else 8
+            return [PageHeader(shape, channels, bits, math.prod(shape) * channels * bits // 8, False)] * _frames(image)
 
 
 def read_region(path: str | os.PathLike[str], page: int | None, top: int, left: int, bottom: int, right: int) -> Raster:
@@ -333,12 +335,12 @@ def _tiff_header(keyframe: Any, planes: int) -> PageHeader:
     orientation = keyframe.tags.valueof(_ORIENTATION)
     shape = (keyframe.imagelength, keyframe.imagewidth)
     _check_size(shape, 0)
-    channels = 3 if keyframe.photometric == PHOTOMETRIC.PALETTE else keyframe.samplesperpixel * planes
+    palette = keyframe.photometric == PHOTOMETRIC.PALETTE
+    channels, bits = (3, 8) if palette else (keyframe.samplesperpixel * planes, keyframe.bitspersample)
     nbytes = math.prod(shape) * channels * (keyframe.dtype.itemsize if keyframe.dtype else 1)
-    regions = keyframe.is_final or math.prod(keyframe.chunks) < keyframe.size
-    return PageHeader(
-        shape[::-1] if _swaps_sides(orientation) else shape, channels, nbytes, regions and orientation in (None, 1)
-    )
+    parts = keyframe.is_final or math.prod(keyframe.chunks) < keyframe.size
+    upright = shape[::-1] if _swaps_sides(orientation) else shape
+    return PageHeader(upright, channels, bits, nbytes, parts and orientation in (None, 1))
 
 
 def _count_tiff_pages(path: Path) -> int:
