@@ -43,6 +43,8 @@ setup(
         "tifffile",
         # The compressions that TIFF files come in.
         "imagecodecs",
+        # OME-Zarr; newer ones need numpy 2.
+        "zarr<3.1.6",
         "msgspec",
         "pycocotools",
         "faster-coco-eval",

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -179,9 +179,9 @@ def find_pages(
         else:
             found.pages += result
     once = list({page.key: page for page in reversed(found.pages)}.values())[::-1]
-    if len(once) < len(found.pages):
-        found.remarks.append(f"{len(found.pages) - len(once)} images are named more than once; each is segmented once")
-        found.pages = once
+    if more := len(wanted) - len(unique) + len(found.pages) - len(once):
+        found.remarks.append(f"{more} images are named more than once; each is segmented once")
+    found.pages = once
     _name(found.pages, names or {})
     return found
 
@@ -196,13 +196,17 @@ def _resolve(word: str, found: Found, output: Path | None) -> list[_Wanted]:
         return _matches(word, path, found, output)
     if word in DatasetCatalog.list():
         return _of_dataset(word, found)
-    found.failures.append(f"{word}: no such file, folder or data set; {closest(word, _near(path))}")
+    found.failures.append(f"{word}: no such file, folder or data set{_near(word)}")
     return []
 
 
-def _near(path: Path) -> Iterable[str]:
-    beside = (str(path.parent / name) for name in os.listdir(path.parent)) if path.parent.is_dir() else ()
-    return [*beside, *DatasetCatalog.list()] if len(path.parts) > 1 else DatasetCatalog.list()
+def _near(word: str) -> str:
+    """What may be meant, of what lies beside it and of data sets; "" where nothing is close."""
+    path = Path(word)
+    folder = path.expanduser().parent
+    beside = [str(path.parent / name) for name in os.listdir(folder)] if folder.is_dir() else []
+    hint = closest(word, [*beside, *DatasetCatalog.list()])
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _in_folder(folder: Path, found: Found) -> list[_Wanted]:
