@@ -293,7 +293,7 @@ def _segment(page: Page, ledger: Ledger, segmenter: Segmenter, outputs: Outputs)
         ledger.drop(page)
         reason = " ".join(str(error).split())
         reason = reason if isinstance(error, CupreError) else f"{type(error).__name__}: {reason}"
-        return reason if str(page.file) in reason else f"{page}: {reason}"
+        return reason if page.file.name in reason else f"{page}: {reason}"
     finally:
         page.close()
     ledger.add(page, outputs.formats, written)
