@@ -90,12 +90,14 @@ class PageHeader:
 
     Attributes:
         shape: height and width in pixels, upright.
+        channels: of its samples, alpha counted; a palette is taken for one of colours.
         bits: of a sample.
-        nbytes: of its samples, decoded; a palette is taken for one of colours.
+        nbytes: of its samples, decoded.
         regions: whether `read_region` reads a part without decoding all of it.
     """
 
     shape: tuple[int, int]
+    channels: int
     bits: int
     nbytes: int
     regions: bool
@@ -117,7 +119,7 @@ def read_headers(path: str | os.PathLike[str]) -> list[PageHeader]:
             shape = image.size if _swaps_sides(_orientation(image)) else image.size[::-1]
             channels = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "RGBA": 4}.get(image.mode, 3)
             bits = 16 if _is_deep(head) else 8
-            return [PageHeader(shape, bits, math.prod(shape) * channels * bits // 8, False)] * _frames(image)
+            return [PageHeader(shape, channels, bits, math.prod(shape) * channels * bits // 8, False)] * _frames(image)
 
 
 def read_region(path: str | os.PathLike[str], page: int | None, top: int, left: int, bottom: int, right: int) -> Raster:
@@ -338,7 +340,7 @@ def _tiff_header(keyframe: Any, planes: int) -> PageHeader:
     nbytes = math.prod(shape) * channels * (keyframe.dtype.itemsize if keyframe.dtype else 1)
     parts = keyframe.is_final or math.prod(keyframe.chunks) < keyframe.size
     upright = shape[::-1] if _swaps_sides(orientation) else shape
-    return PageHeader(upright, bits, nbytes, parts and orientation in (None, 1))
+    return PageHeader(upright, channels, bits, nbytes, parts and orientation in (None, 1))
 
 
 def _count_tiff_pages(path: Path) -> int:

@@ -143,6 +143,8 @@ class Ledger:
         return same and all((self.folder / file).is_file() for file in entry["outputs"])
 
     def add(self, page: Page, formats: Sequence[str], written: Written) -> None:
+        """Notes that a page is done; what is there of it in other formats, of the same input, stays."""
+        before = self._pages[page.key] if self.is_done(page, ()) else {"formats": [], "outputs": []}
         self._pages[page.key] = {
             "name": page.name,
             "file": str(page.file),
@@ -151,8 +153,8 @@ class Ledger:
             "width": page.shape[1],
             "state": list(page.state),
             "reading": _plain(page.reading),
-            "formats": list(formats),
-            "outputs": list(written.files),
+            "formats": sorted({*before["formats"], *formats}),
+            "outputs": sorted({*before["outputs"], *written.files}),
             "summary": _plain(written.summary),
         }
         if time.monotonic() >= self._due:
@@ -213,6 +215,7 @@ def predict(
     *,
     datasets: str | os.PathLike[str] | None = None,
     channels: Sequence[int] | None = None,
+    trained_channels: Sequence[int] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Segments all pages of the inputs that the output folder does not have yet, and writes their outputs.
@@ -221,7 +224,7 @@ def predict(
     page, with the code `preemption.RESUME_ME`.
 
     Args:
-        inputs, datasets, channels: see `find_pages`.
+        inputs, datasets, channels, trained_channels: see `find_pages`.
         output: folder; other processes are kept out of it.
         settings: that change what comes out, in JSON's types; the folder holds predictions with the same ones only.
         say: is told of each failure and of what is left out, a line each; by default to stderr.
@@ -240,7 +243,7 @@ def predict(
     lock.hold(folder, "predicting there")
     try:
         ledger = Ledger(folder, segmenter.fingerprint, settings)
-        found = find_pages(inputs, datasets, channels, folder, ledger.names)
+        found = find_pages(inputs, datasets, channels, trained_channels, folder, ledger.names)
         for line in (*found.remarks, *found.failures):
             say(line)
         with preemption.deferring("leaving after this image; the same command goes on from there"):
@@ -275,7 +278,12 @@ def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, s
         bar.close()
     ledger.write()
     if not preemption.requested("cpu"):
-        outputs.finish(ledger.pages, outcome.failures)
+        whole = [entry for entry in ledger.pages if set(outputs.formats) <= set(entry["formats"])]
+        if others := len(ledger.pages) - len(whole):
+            say(
+                f"{ledger.folder}: left {others} images of before out of what is of all, as they lack formats; name them again"
+            )
+        outputs.finish(whole, outcome.failures)
     present = [ledger.entry(page) for page in found.pages if page.key in ledger.names]
     outcome.cells = sum(entry["summary"]["cells"] for entry in present)
     outcome.empty = [entry["name"] for entry in present if not entry["summary"]["cells"]]

@@ -143,6 +143,7 @@ def find_pages(
     inputs: Sequence[str | os.PathLike[str]],
     datasets: str | os.PathLike[str] | None = None,
     channels: Sequence[int] | None = None,
+    trained_channels: Sequence[int] | None = None,
     output: str | os.PathLike[str] | None = None,
     names: Mapping[Key, str] | None = None,
 ) -> Found:
@@ -153,6 +154,7 @@ def find_pages(
             "*", "?", "[...]", and "**" for any depth of folders, names of data sets. What exists as a path is one.
         datasets: a YAML file of data sets, as `register_dataset_file` takes it; without inputs, all of them.
         channels: to take of every image, instead of what a data set says.
+        trained_channels: to take where nothing else is said, of the images that have these and more.
         output: the job's folder; what a pattern finds in it is left out.
         names: those that pages have already.
 
@@ -172,16 +174,18 @@ def find_pages(
     if place is not None and any(one.file.parent == place for one in wanted):
         raise ConfigError(f"{place}: holds input images; expected another folder for the outputs")
     unique = {(str(one.file), one.page, str(one.reading)): one for one in wanted}
-    choice = {} if channels is None else {"channels": tuple(channels)}
-    for result in in_threads(lambda one: _open(one, choice), unique.values()):
+    chosen = None if channels is None else tuple(channels)
+    for result in in_threads(lambda one: _open(one, chosen, tuple(trained_channels or ())), unique.values()):
         if isinstance(result, str):
             found.failures.append(result)
         else:
             found.pages += result
-    once = list({page.key: page for page in reversed(found.pages)}.values())[::-1]
+    once: dict[Key, Page] = {}
+    for page in found.pages:
+        once.setdefault(page.key, page)
     if more := len(wanted) - len(unique) + len(found.pages) - len(once):
         found.remarks.append(f"{more} images are named more than once; each is segmented once")
-    found.pages = once
+    found.pages = list(once.values())
     _name(found.pages, names or {})
     return found
 
@@ -264,9 +268,8 @@ def _of_dataset(name: str, found: Found) -> list[_Wanted]:
     ]
 
 
-def _open(wanted: _Wanted, choice: Mapping[str, Any]) -> list[Page] | str:
+def _open(wanted: _Wanted, chosen: tuple[int, ...] | None, trained: tuple[int, ...]) -> list[Page] | str:
     """Its pages, or why there are none."""
-    reading = {**wanted.reading, **choice}
     try:
         if is_zarr(wanted.file):
             images = [(image.file, image.headers(), image.read) for image in read_zarr(wanted.file)]
@@ -275,12 +278,15 @@ def _open(wanted: _Wanted, choice: Mapping[str, Any]) -> list[Page] | str:
         state = _state(wanted.file)
     except (DatasetError, OSError) as error:
         return str(error)
-    pages = [
-        _page(file, index if len(headers) > 1 else None, header, read, state, reading)
-        for file, headers, read in images
-        for index, header in enumerate(headers)
-        if wanted.page in (None, index)
-    ]
+    reading = {**wanted.reading, **({} if chosen is None else {"channels": chosen})}
+    pages = []
+    for file, headers, read in images:
+        for index, header in enumerate(headers):
+            if wanted.page not in (None, index):
+                continue
+            has_more = bool(trained) and len(trained) < header.channels > max(trained)
+            how = reading | ({"channels": trained} if has_more and "channels" not in reading else {})
+            pages.append(_page(file, index if len(headers) > 1 else None, header, read, state, how))
     return pages or f"{wanted.file}: field page {wanted.page}: expected a page from 0 to {len(images[0][1]) - 1}"
 
 

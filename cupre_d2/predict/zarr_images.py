@@ -35,7 +35,7 @@ class ZarrImage:
         lengths = dict(zip(self.axes, self.array.shape, strict=True))
         shape, channels, dtype = (lengths["y"], lengths["x"]), lengths.get("c", 1), np.dtype(self.array.dtype)
         nbytes = shape[0] * shape[1] * channels * dtype.itemsize
-        return [PageHeader(shape, 8 * dtype.itemsize, nbytes, True)] * int(np.prod(self._stack()))
+        return [PageHeader(shape, channels, 8 * dtype.itemsize, nbytes, True)] * int(np.prod(self._stack()))
 
     def read(self, page: int, top: int, left: int, bottom: int, right: int) -> Raster:
         """A part of a page, which decodes the chunks that it touches; chunks that are not there hold the fill value.

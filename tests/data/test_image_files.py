@@ -30,7 +30,8 @@ def check(file: Path, expected: np.ndarray, page: int | None = None) -> None:
     headers = read_headers(file)
     header, raster = headers[page or 0], read_raster(file, page)
     assert len(headers) == page_count(file)
-    assert (header.shape, header.bits) == (raster.samples.shape[:2], raster.bits) and header.nbytes >= raster.samples.nbytes
+    assert (header.shape, header.bits) == (raster.samples.shape[:2], raster.bits)
+    assert header.channels >= raster.samples.shape[2] and header.nbytes >= raster.samples.nbytes
     if header.regions:
         top, left, bottom, right = (length // part for part in (3, 2) for length in header.shape)
         for box in ((top, left, bottom, right), (bottom - 1, 0, *header.shape)):

@@ -109,6 +109,13 @@ def test_what_is_done_is_not_done_again(images: Path, out: Path) -> None:
     go(images, out, model, ("labels", "more"), diameter=None)
     assert len(model.seen) == 5 and (out / "i02.more.npy").is_file()
     assert go(images, out, Bright(), ("more",), diameter=None)[0].kept == 5
+    # Formats of the same input add up.
+    go(images, out, Bright(), ("third",), diameter=None)
+    assert go(images, out, Bright(), ("labels", "third"), diameter=None)[0].kept == 5
+    (images / "i00.png").rename(images / "renamed.png")
+    outcome, said = go(images, out, model, ("fourth",), diameter=None)
+    assert said == [f"{out}: left 1 images of before out of what is of all, as they lack formats; name them again"]
+    assert "i00" not in (out / "counts.csv").read_text() and "renamed" in (out / "counts.csv").read_text()
 
 
 def test_other_settings_are_refused(images: Path, out: Path) -> None:

@@ -63,6 +63,9 @@ def test_data_sets(tmp_path: Path) -> None:
     assert found.file == other.file
     (page,) = find_pages(["predict_dyes"], channels=[2]).pages
     assert page.channels == (2,) and page.read().shape == (40, 56, 1)
+    # What the model was trained on, of images that have it and more.
+    trained = find_pages([tmp_path / "dyes", tmp_path / "other", "predict_dyes"], trained_channels=(3,)).pages
+    assert [page.channels for page in trained] == [(3,), None]
 
 
 def test_names_are_unique_and_stay(tmp_path: Path) -> None:
