@@ -280,9 +280,7 @@ def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, s
     if not preemption.requested("cpu"):
         whole = [entry for entry in ledger.pages if set(outputs.formats) <= set(entry["formats"])]
         if others := len(ledger.pages) - len(whole):
-            say(
-                f"{ledger.folder}: left {others} images of before out of what is of all, as they lack formats; name them again"
-            )
+            say(f"{ledger.folder}: left {others} images of before out, as they lack some formats; name them again")
         outputs.finish(whole, outcome.failures)
     present = [ledger.entry(page) for page in found.pages if page.key in ledger.names]
     outcome.cells = sum(entry["summary"]["cells"] for entry in present)

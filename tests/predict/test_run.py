@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(images: Path, out: Path) -> None:
     assert go(images, out, Bright(), ("labels", "third"), diameter=None)[0].kept == 5
     (images / "i00.png").rename(images / "renamed.png")
     outcome, said = go(images, out, model, ("fourth",), diameter=None)
-    assert said == [f"{out}: left 1 images of before out of what is of all, as they lack formats; name them again"]
+    assert said == [f"{out}: left 1 images of before out, as they lack some formats; name them again"]
     assert "i00" not in (out / "counts.csv").read_text() and "renamed" in (out / "counts.csv").read_text()
 
 
