@@ -47,11 +47,11 @@ class LabelCanvas:
     2. A cell i of the window and cells g of the canvas are the same if i has more than half of g's pixels in the window
        and their IoU is above 0.5 where both could be seen, which leaves out pixels of i that no window before has decided on
        (so too those of rule 1). Cells of a label image are disjoint: touching cells are never the same, a cell seen twice
-       is, however large.
+       is, however large. Two whole ones are the same, too, if i has more than half of g and of no other whole one.
     3. Of the same cell seen whole twice the one stays whose box has its centre in its own window's core: there a model saw
-       most of the surroundings. (All are alike where the label images are exact.) A whole one replaces cut ones, and for that
-       it is enough to have more than half of them; a cut one is dropped where there is a whole one, and is added to another
-       cut one. It joins several cut ones, unless one window saw two of these apart.
+       most of the surroundings. (All are alike where the label images are exact.) A whole one replaces cut ones that it has
+       more than half of; a cut one is dropped where there is a whole one, and is added to another cut one. It joins several
+       cut ones, unless one window saw two of these apart.
     4. What is none of these is a new cell, in pixels that no other has; with half of its pixels or less it is a duplicate
        and is dropped.
 
@@ -70,7 +70,7 @@ class LabelCanvas:
 
     def __init__(self, shape: tuple[int, int], folder: str | os.PathLike[str] | None = None) -> None:
         self.shape = shape
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         try:
             # Without it a full disk would kill the process, as memory maps have no other way to say so.
             os.posix_fallocate(self._file.fileno(), 0, max(4 * shape[0] * shape[1], 1))
@@ -128,9 +128,7 @@ class LabelCanvas:
         names[(names >= FIRST) & (self._cells["area"][names] == 0)] = BACKGROUND
         return names[codes].reshape(values.shape)
 
-    def _match(
-        self, window: Window, found: "_Found", values: np.ndarray, old: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _match(self, window: Window, found: "_Found", values: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rules 2 and 3.
 
         Returns:
@@ -154,7 +152,8 @@ class LabelCanvas:
         whole = ~self._cells["cut"][theirs]
 
         # The same, whole on the canvas: one of the two goes.
-        pick = alike & whole
+        inside = whole & ~found.cut[mine] & (2 * shared > self._cells["area"][theirs])
+        pick = (alike & whole) | (inside & (np.bincount(mine[inside], minlength=count)[mine] == 1))
         better = pick & ~found.cut[mine] & found.central[mine]
         target[mine[pick & ~better]] = 0
         erased = [theirs[better]]

@@ -64,4 +64,6 @@ def _spans(length: int, size: int, halo: int) -> list[tuple[int, int, int, int]]
     """Along an axis: the start of each window, of its core, and their ends."""
     count = 1 if length <= size else -(-length // (size - 2 * halo))
     edges = [length * index // count for index in range(count + 1)]
-    return [(max(start - halo, 0), start, end, min(end + halo, length)) for start, end in zip(edges, edges[1:], strict=False)]
+    return [
+        (max(start - halo, 0), start, end, min(end + halo, length)) for start, end in zip(edges, edges[1:], strict=False)
+    ]

@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.predict.tiling import Window, tiles
 
 
-@given(
-    shape=st.tuples(st.integers(1, 90), st.integers(1, 90)), size=st.integers(1, 40), halo=st.integers(0, 12)
-)
+@settings(max_examples=50, deadline=None)
+@given(shape=st.tuples(st.integers(1, 90), st.integers(1, 90)), size=st.integers(3, 40), halo=st.integers(0, 12))
 def test_cores_cover_each_pixel_once_and_windows_fit(shape: tuple[int, int], size: int, halo: int) -> None:
     if size <= 2 * halo:
         with pytest.raises(ConfigError, match=f"tiles of {size} pixels with a halo of {halo}"):
