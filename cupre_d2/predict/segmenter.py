@@ -137,17 +137,18 @@ class TrainedRun:
     channels: tuple[int, ...] | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str = "") -> "TrainedRun":
+    def load(cls, path: str | os.PathLike[str], device: str = "", config_file: str | os.PathLike[str] = "") -> "TrainedRun":
         """
         Args:
             path: the folder of a finished pipeline, that of a stage, or a stage's checkpoint.
             device: of torch; "" for the GPU where there is one.
+            config_file: of the stage, whole; "" for the config.yaml beside the checkpoint.
 
         Raises:
             CheckpointError: there is no such, or the checkpoint is not that of its config.
         """
         checkpoint = _find_checkpoint(Path(path).expanduser())
-        file = checkpoint.parent / "config.yaml"
+        file = Path(config_file).expanduser() if config_file else checkpoint.parent / "config.yaml"
         cfg = default_config()
         try:
             cfg.merge_from_other_cfg(CfgNode(migrate(yaml.safe_load(file.read_text()), str(file))))
@@ -185,18 +186,21 @@ def _find_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def load_model(path: str | os.PathLike[str], device: str = "") -> Model:
+def load_model(path: str | os.PathLike[str], device: str = "", config_file: str | os.PathLike[str] = "") -> Model:
     """A model package, or the folder or checkpoint of a finished training.
+
+    Args:
+        device, config_file: see `TrainedRun.load`.
 
     Raises:
         CheckpointError: neither, or one that cannot be used.
     """
     folder = Path(path).expanduser()
-    if any((one / "package.yaml").is_file() for one in (folder, folder / "model_package")):
+    if not config_file and any((one / "package.yaml").is_file() for one in (folder, folder / "model_package")):
         from cupre_d2.predict.package import load_package
 
         return load_package(str(folder), device)
-    return TrainedRun.load(folder, device)
+    return TrainedRun.load(folder, device, config_file)
 
 
 class Segmenter:
