@@ -43,6 +43,9 @@ setup(
         "tifffile",
         # The compressions that TIFF files come in.
         "imagecodecs",
+        # ImageJ's ROIs.
+        "roifile",
+        "pandas",
         "msgspec",
         "pycocotools",
         "faster-coco-eval",
