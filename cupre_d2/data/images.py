@@ -94,7 +94,7 @@ def read_image(
     if not _are_percentiles(percentiles):
         raise DatasetError(f"{path}: field percentiles {percentiles!r}: expected None or 0 <= lower < upper <= 100")
     raster = read_raster(path, page)
-    samples = _choose(raster, channels, path)
+    samples = choose_channels(raster, channels, path)
     if samples.dtype.itemsize == 1 and samples.shape[2] == _count_colours(raster) == 3 and not _is_grey(samples):
         percentiles = None
     parts = np.split(samples, 3, axis=2) if channels is not None and len(channels) == 3 else [samples]
@@ -118,8 +118,12 @@ def _are_percentiles(percentiles: Any) -> bool:
     return not percentiles or (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100)
 
 
-def _choose(raster: Raster, channels: Sequence[int] | None, path: str | os.PathLike[str]) -> np.ndarray:
-    """HxWx1 or HxWx3 of the samples."""
+def choose_channels(raster: Raster, channels: Sequence[int] | None, path: str | os.PathLike[str]) -> np.ndarray:
+    """HxWx1 or HxWx3 of the samples, as `read_image` says.
+
+    Raises:
+        DatasetError: the channels do not exist, or a choice is needed.
+    """
     there = raster.samples.shape[2]
     if channels is not None:
         if len(channels) not in (1, 3) or not all(isinstance(one, int) and 0 <= one < there for one in channels):
