@@ -33,21 +33,11 @@ def load_label_images(images: Path, labels: Path) -> list[dict[str, Any]]:
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a label image,
             a label image cannot be read, is no 8, 16 or 32-bit grey image, or has another size than its image.
     """
-    image_files = _by_stem(list_images(images))
-    label_files = _by_stem(list_images(labels, LABEL_SUFFIXES))
-    stems = [stem for stem in image_files if stem in label_files]
-    if not stems:
-        raise DatasetError(
-            f"{labels}: no label image fits an image of {images}; expected the same stem, ending in "
-            + ", ".join(LABEL_SUFFIXES)
-        )
-    _log_unpaired(set(image_files) - set(label_files), images, "images without a label image")
-    _log_unpaired(set(label_files) - set(image_files), labels, "label images without an image")
 
-    def record(stem: str) -> dict[str, Any]:
-        return masked_record(image_files[stem], stem, label_files[stem], read_labels(label_files[stem]))
+    def record(stem: str, image: Path, label_image: Path) -> dict[str, Any]:
+        return masked_record(image, stem, label_image, read_labels(label_image))
 
-    return in_threads(record, stems)
+    return in_threads(record, *pair_by_stem(images, labels, "label image", LABEL_SUFFIXES))
 
 
 def load_binary_masks(
@@ -69,18 +59,11 @@ def load_binary_masks(
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a mask, or a mask
             cannot be read or has another size than its image.
     """
-    image_files, mask_files = _by_stem(list_images(images)), _by_stem(list_images(masks, LABEL_SUFFIXES))
-    stems = [stem for stem in image_files if stem in mask_files]
-    if not stems:
-        raise DatasetError(f"{masks}: no mask fits an image of {images}; expected the same stem")
-    _log_unpaired(set(image_files) - set(mask_files), images, "images without a mask")
-    _log_unpaired(set(mask_files) - set(image_files), masks, "masks without an image")
 
-    def record(stem: str) -> dict[str, Any]:
-        foreground = read_mask(mask_files[stem]) != inverted
-        return _record(image_files[stem], f"{images.name}/{stem}", mask_files[stem], foreground, instances)
+    def record(stem: str, image: Path, mask: Path) -> dict[str, Any]:
+        return _record(image, f"{images.name}/{stem}", mask, read_mask(mask) != inverted, instances)
 
-    return in_threads(record, stems)
+    return in_threads(record, *pair_by_stem(images, masks, "mask", LABEL_SUFFIXES))
 
 
 def load_binary_stack(image: Path, mask: Path, instances: Instances = "one") -> list[dict[str, Any]]:
@@ -261,6 +244,32 @@ def _mask(file: Path, height: int, width: int) -> dict[str, Any] | None:
     mask = read_mask(file)
     check_shape(file, mask.shape, height, width)
     return mask_to_annotation(mask)
+
+
+def pair_by_stem(
+    images: Path, folder: Path, what: str, suffixes: tuple[str, ...]
+) -> tuple[list[str], list[Path], list[Path]]:
+    """Stems, images and files of those that a folder of images and another have both, sorted by the images' names.
+
+    An image without such a file, or the reverse, is left out, counted and logged.
+
+    Args:
+        folder: of the files; or one of them.
+        what: one of them is called.
+        suffixes: they end in.
+
+    Raises:
+        DatasetError: a folder is missing or empty, two files share a stem, or no image has a file.
+    """
+    image_files = _by_stem(list_images(images))
+    files = _by_stem([folder] if folder.is_file() else list_images(folder, suffixes))
+    stems = [stem for stem in image_files if stem in files]
+    if not stems:
+        ends = ", ".join(suffixes)
+        raise DatasetError(f"{folder}: no {what} fits an image of {images}; expected the same stem, ending in {ends}")
+    _log_unpaired(set(image_files) - set(files), images, f"images without a {what}")
+    _log_unpaired(set(files) - set(image_files), folder, f"{what}s without an image")
+    return stems, [image_files[stem] for stem in stems], [files[stem] for stem in stems]
 
 
 def _by_stem(files: list[Path]) -> dict[str, Path]:
