@@ -527,7 +527,7 @@ def _agree(views: Sequence[Cells], threshold: float) -> Cells:
     Cells whose mean is below the threshold are dropped; one that a view does not have has a score of 0 there.
     """
     labels, table = views[0]
-    labels, scores, categories = labels.copy(), table["score"].to_numpy(np.float64), table["category"].to_numpy()
+    labels, scores, categories = labels.copy(), np.array(table["score"], np.float64), table["category"].to_numpy()
     for others, other_table in views[1:]:
         areas = np.bincount(labels.ravel(), minlength=len(scores) + 1)
         other_areas = np.bincount(others.ravel(), minlength=len(other_table) + 1)

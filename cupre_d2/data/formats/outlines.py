@@ -205,10 +205,9 @@ def _annotation(file: Path, outline: Outline, record: dict[str, Any], classes: S
     if not rings:
         return None
     box = box_of([ring.ravel().tolist() for ring in rings])
-    left, top, columns, rows = box
-    if not columns or not rows:
+    if not box[2] or not box[3]:
         return None
-    if left >= width or top >= height or left + columns <= 0 or top + rows <= 0:
+    if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
         raise _outside(file, outline, box, height, width)
     if len(rings) == len(polygons):
         flat: Any = [ring.astype(np.float64).ravel() for ring in rings]

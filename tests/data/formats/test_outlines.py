@@ -26,7 +26,7 @@ from cupre_d2.data.curation.checked_splits import splits_of
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.formats.outlines import load_outlines, trace
 from cupre_d2.errors import DatasetError
-from cupre_d2.evaluation.masks import to_rle
+from cupre_d2.evaluation.cells import to_rles
 
 HEIGHT, WIDTH = 12, 16
 SQUARE = [[2, 3], [6, 3], [6, 7], [2, 7]]
@@ -48,7 +48,8 @@ def folder(tmp_path: Path) -> Path:
 def masks(record: dict[str, Any]) -> list[np.ndarray]:
     """Of the annotations, as evaluation has them."""
     height, width = record["height"], record["width"]
-    return [mask_util.decode(to_rle(one["segmentation"], height, width)).astype(bool) for one in record["annotations"]]
+    segmentations = [annotation["segmentation"] for annotation in record["annotations"]]
+    return [mask_util.decode(rle).astype(bool) for rle in to_rles(segmentations, height, width)]
 
 
 def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
