@@ -112,7 +112,9 @@ class Page:
             )
         if self._opaque:
             return Raster(raster.samples, raster.bits, True)
-        raise DatasetError(f"{self}: 4 channels; expected grey, RGB or RGB with alpha, or a choice of one or three channels")
+        raise DatasetError(
+            f"{self}: 4 channels, none of them alpha; expected grey or RGB, or one or three chosen by --channels"
+        )
 
 
 @dataclass

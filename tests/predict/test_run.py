@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from cupre_d2.data.images import Contrast
 from cupre_d2.engine import lock, preemption
 from cupre_d2.errors import ConfigError, DatasetError, ResultsError
 from cupre_d2.files import write_text, write_whole
@@ -207,6 +209,42 @@ def test_a_page_that_fails_is_told_and_left_out(images: Path, out: Path) -> None
     assert go(images, out, Bright())[0].exit_code == 0
     outcome = predict([images.parent / "text.tif"], out.with_name("none"), Bright(), Arrays(out), {})
     assert outcome.exit_code == 2
+
+
+STRANGE: dict[str, tuple[np.ndarray, dict[str, Any], int, str]] = {
+    # samples, options, pages done, and what is said
+    "black.tif": (np.zeros((30, 40), np.uint16), {}, 1, ""),
+    "one.tif": (np.full((1, 1), 700, np.uint16), {}, 1, ""),
+    "holes.tif": (np.where(np.eye(30), np.nan, 1.0).astype(np.float32), {}, 1, ""),
+    "nothing.tif": (np.full((30, 40), np.nan, np.float32), {}, 0, "no value is finite; expected numbers"),
+    "five.tif": (np.zeros((2, 3, 4, 30, 40), np.uint8), {"photometric": "minisblack"}, 24, ""),
+    "dyes.tif": (
+        np.zeros((2, 2, 30, 40), np.uint8),
+        {"imagej": True, "metadata": {"axes": "TCYX"}},
+        0,
+        "2 channels; expected grey, RGB or RGB with alpha, or one or three to be chosen (of a data set by the field channels, in "
+        "predict by --channels)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_images(images: Path, out: Path, name: str) -> None:
+    """Each is done or said in a line a page, and the others are done."""
+
+    class Contrasted(Bright):
+        def __call__(self, page: Page) -> Any:
+            samples = page.read()
+            grey = Contrast.of(samples, page.bits, (0.1, 99.9), str(page))(samples, "L")
+            labels, count = ndimage.label(grey[:, :, 0] > 128)
+            return SimpleNamespace(labels=labels, count=count)
+
+    samples, options, pages, reason = STRANGE[name]
+    tifffile.imwrite(images / name, samples, **options)
+    outcome, said = go(images, out, Contrasted())
+    assert outcome.done == 4 + pages and outcome.exit_code == int(bool(reason))
+    assert all(line.startswith(f"{images / name}") and line.endswith(reason) and "\n" not in line for line in said)
+    assert bool(said) == bool(reason)
 
 
 def test_full_disk(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_four_channels_that_are_no_alpha_need_a_choice(tmp_path: Path, monkeypat
     dyes = RNG.integers(0, 256, (600, 40, 4)).astype(np.uint8)
     dyes[:300, :, 3] = 255
     save(tmp_path / "dyes.tif", dyes, photometric="rgb", extrasamples=["unspecified"])
-    with pytest.raises(DatasetError, match=r"dyes.tif: 4 channels; expected grey, RGB"):
+    with pytest.raises(DatasetError, match=r"dyes.tif: 4 channels, none of them alpha"):
         find_pages([tmp_path / "dyes.tif"]).pages[0].read((0, 0, 40, 40))
     (page,) = find_pages([tmp_path / "dyes.tif"], channels=[3]).pages
     np.testing.assert_array_equal(page.read((290, 0, 310, 40)), dyes[290:310, :, 3:])
