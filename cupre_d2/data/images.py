@@ -175,8 +175,8 @@ def choose_channels(raster: Raster, channels: Sequence[int] | None, path: str | 
     colours = _count_colours(raster)
     if colours not in (1, 3):
         raise DatasetError(
-            f"{path}: {there} channels; expected grey, RGB or RGB with alpha, or one or three to be chosen (of a data set by the "
-            "field channels, in predict by --channels)"
+            f"{path}: {there} channels; expected grey, RGB or RGB with alpha, or one or three to be chosen "
+            "(of a data set by the field channels, in predict by --channels)"
         )
     return raster.samples if colours == there else np.take(raster.samples, range(colours), axis=2)
 

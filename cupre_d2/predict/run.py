@@ -25,24 +25,18 @@ _SHARE = 0.05
 
 
 class Segmenter(Protocol):
-    """
-    Attributes:
-        fingerprint: of the model; the same only for the same weights and thresholds.
-    """
+    @property
+    def fingerprint(self) -> str:
+        """Of the model; the same only for the same weights and thresholds."""
 
-    fingerprint: str
-
-    def __call__(self, page: Page) -> Any:
+    def __call__(self, page: Page, /) -> Any:
         """The page's `Segmentation`."""
 
 
 class Outputs(Protocol):
-    """
-    Attributes:
-        formats: their names.
-    """
-
-    formats: Sequence[str]
+    @property
+    def formats(self) -> Sequence[str]:
+        """Their names."""
 
     def write(self, page: Page, segmentation: Any) -> "Written":
         """Writes a page's outputs, each whole or not at all."""
@@ -253,7 +247,7 @@ def predict(
 
 
 def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, say: Callable[[str], None]) -> Outcome:
-    outcome = Outcome(failures=list(found.failures))
+    outcome, told = Outcome(failures=list(found.failures)), set[str]()
     due = [page for page in found.pages if not ledger.is_done(page, outputs.formats)]
     outcome.kept = len(found.pages) - len(due)
     # By pixels, as images may differ much in size.
@@ -262,7 +256,11 @@ def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, s
         for number, page in enumerate(due, 1):
             bar.set_description_str(f"image {number} of {len(due)}")
             if failure := _segment(page, ledger, segmenter, outputs):
-                say(failure)
+                # A stack whose pages all fail for one reason is one line, not a thousand.
+                reason = failure.replace(str(page), str(page.file))
+                if reason not in told:
+                    say(failure)
+                told.add(reason)
                 outcome.failures.append(failure)
             else:
                 outcome.done += 1
@@ -282,7 +280,8 @@ def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, s
         if others := len(ledger.pages) - len(whole):
             say(f"{ledger.folder}: left {others} images of before out, as they lack some formats; name them again")
         outputs.finish(whole, outcome.failures)
-    present = [ledger.entry(page) for page in found.pages if page.key in ledger.names]
+    known = ledger.names
+    present = [ledger.entry(page) for page in found.pages if page.key in known]
     outcome.cells = sum(entry["summary"]["cells"] for entry in present)
     outcome.empty = [entry["name"] for entry in present if not entry["summary"]["cells"]]
     return outcome
