@@ -45,7 +45,7 @@ def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path
     found = json.loads((Path(output_dir) / "results.json").read_text())
     assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune"]
     assert {"AP", "AP50", "AR2000"} <= found["metrics"]["bbbc038_val"]["segm"].keys()
-    assert [stage["folder"] for stage in found["stages"]] == ["1_coco_pretrain", "2_finetune_bbbc038_5pct"]
+    assert [stage["folder"] for stage in found["stages"]] == ["1_coco_pretrain", "2_finetune"]
     assert found["units"] == {"bbox": "%", "segm": "%"}
     assert found["config"]["SOLVER"]["MAX_ITER"] == 2
     assert list((stages[1].folder / "overlays/bbbc038_val").glob("*.png"))
