@@ -12,7 +12,7 @@ import tifffile
 from skimage.measure import regionprops
 
 from cupre_d2.predict.canvas import Segmentation
-from cupre_d2.predict.sources import Box
+from cupre_d2.predict.tiling import Window
 
 # Cells whose centres lie in one square of this side are read together.
 BLOCK = 1024
@@ -74,7 +74,7 @@ def _micrometres(unit: str) -> float:
 
 def measure(
     segmentation: Segmentation,
-    read: Callable[[Box], np.ndarray],
+    read: Callable[[Window], np.ndarray],
     classes: Sequence[str],
     size: PixelSize | None = None,
     channels: Sequence[int] | None = None,
@@ -83,7 +83,7 @@ def measure(
 
     Args:
         segmentation: of the image.
-        read: gives a box (top, left, bottom, right) of the image, HxWxC.
+        read: gives a part of the image, HxWxC.
         classes: names of the classes in order of "category".
         size: height and width of a pixel in micrometres.
         channels: numbers that the image's channels go by; from 0 if None.
@@ -96,7 +96,7 @@ def measure(
         "centroid_y_um", "centroid_x_um" and "equivalent_diameter_um" too.
     """
     table = segmentation.table
-    count = read((0, 0, 1, 1)).shape[2]
+    count = read(Window(0, 0, 1, 1)).shape[2]
     names = [f"mean_intensity_{number}" for number in channels or range(count)] if count > 1 else ["mean_intensity"]
     measured = np.full((len(table), 6 + count), np.nan)
     boxes = table[["top", "left", "bottom", "right"]].to_numpy(np.int64).reshape(-1, 4)
@@ -104,7 +104,7 @@ def measure(
     for places in pd.DataFrame(blocks).groupby([0, 1]).indices.values():
         top, left = (int(side) for side in boxes[places, :2].min(axis=0))
         bottom, right = (int(side) for side in boxes[places, 2:].max(axis=0))
-        labels, image = np.asarray(segmentation.labels[top:bottom, left:right]), read((top, left, bottom, right))
+        labels, image = np.asarray(segmentation.labels[top:bottom, left:right]), read(Window(top, left, bottom, right))
         for place, label in zip(places, table["label"].to_numpy()[places], strict=True):
             cell = tuple(slice(boxes[place, i] - start, boxes[place, i + 2] - start) for i, start in enumerate((top, left)))
             mask = (labels[cell] == label).astype(np.uint8)

@@ -104,7 +104,12 @@ def write_measurements(prediction: Prediction, file: IO[bytes]) -> None:
     """A CSV, a row a cell, with the name of the image's file before what `measure.measure` has."""
     table = prediction.measurements.copy(deep=False)
     table.insert(0, "image", prediction.page.file.name)
-    table.to_csv(file, index=False)
+    _write_csv(table, file)
+
+
+def _write_csv(table: pd.DataFrame, file: IO[bytes]) -> None:
+    """With "?" for what is no text, as file names may be."""
+    table.to_csv(file, index=False, float_format="%.8g", errors="replace")
 
 
 def write_coco(prediction: Prediction, file: IO[bytes]) -> None:
@@ -148,7 +153,7 @@ def _write_coco(
 def _write_lines(file: IO[bytes], entries: Iterator[Mapping[str, Any]]) -> None:
     """One a line, with commas between."""
     for number, entry in enumerate(entries):
-        file.write((b",\n" if number else b"\n") + json.dumps(entry, ensure_ascii=False).encode())
+        file.write((b",\n" if number else b"\n") + json.dumps(entry).encode())
 
 
 def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +214,7 @@ def write_geojson(prediction: Prediction, file: IO[bytes]) -> None:
     measurements = prediction.measurements
     names = [name for name in measurements if name not in ("label", "class", "top", "left", "bottom", "right")]
     columns = [measurements[name].tolist() for name in names]
+    colours = overview.colours(len(prediction.classes)).tolist()
 
     def features() -> Iterator[dict[str, Any]]:
         for (row, window, mask), *values in zip(prediction.cells(), *columns, strict=True):
@@ -218,11 +224,10 @@ def write_geojson(prediction: Prediction, file: IO[bytes]) -> None:
                 geometry = {"type": "Polygon", "coordinates": polygons[0]}
             if prediction.page.page:
                 geometry["plane"] = {"c": -1, "z": 0, "t": prediction.page.page}
-            red, green, blue = overview.colours(len(prediction.classes))[row.category].tolist()
             properties = {
                 "objectType": "annotation",
                 "name": str(row.label),
-                "classification": {"name": prediction.classes[row.category], "color": [red, green, blue]},
+                "classification": {"name": prediction.classes[row.category], "color": colours[row.category]},
                 # In QuPath all of them are numbers.
                 "measurements": _finite({name: value + 0 for name, value in zip(names, values, strict=True)}),
             }
@@ -282,7 +287,7 @@ def write_counts(folder: Path, pages: Sequence[Mapping[str, Any]], failures: Seq
             row["cells_per_mm2"] = summary["cells"] / (area * 1e-6)
         rows.append(row)
     table = pd.DataFrame(rows).astype({"page": "Int64"}) if rows else pd.DataFrame(columns=["image", "count"])
-    write_whole(folder / "counts.csv", lambda file: table.to_csv(file, index=False))
+    write_whole(folder / "counts.csv", lambda file: _write_csv(table, file))
 
 
 def join_coco(folder: Path, pages: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> None:

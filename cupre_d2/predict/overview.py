@@ -16,6 +16,7 @@ from cupre_d2.data.images import PERCENTILES, Contrast
 from cupre_d2.evaluation.overlays import OPACITY, SHORT_SIDE
 from cupre_d2.predict.canvas import Segmentation
 from cupre_d2.predict.sources import Page
+from cupre_d2.predict.tiling import Window
 from cupre_d2.report.figures import SIZE, svg
 from cupre_d2.report.page import render_page, write_html
 
@@ -54,7 +55,7 @@ def write_picture(page: Page, segmentation: Segmentation, file: IO[bytes], suffi
     dyes = page.channels is not None and len(page.channels) == 3
     percentiles = page.reading.get("percentiles", PERCENTILES)
     image = Contrast.of(samples, page.bits, percentiles, str(page), dyes=dyes)(samples, "RGB")
-    zoom = max(1, min(SHORT_SIDE // min(image.shape[:2]), longest // max(image.shape[:2])))
+    zoom = max(1, min(-(-SHORT_SIDE // min(image.shape[:2])), longest // max(image.shape[:2])))
     if zoom > 1:
         image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -77,7 +78,7 @@ def _reduced(page: Page, labels: np.ndarray, step: int) -> tuple[np.ndarray, np.
     parts, label_parts = [], []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        strip = page.read((top, 0, bottom, width))
+        strip = page.read(Window(top, 0, bottom, width))
         middle = min(step // 2, bottom - top - 1)
         label_parts.append(np.asarray(labels[top:bottom])[middle::step, min(step // 2, width - 1) :: step])
         parts.append(_means(strip, step))
@@ -197,18 +198,17 @@ def _sizes_figure(areas: Sequence[Sequence[int]]) -> Figure | None:
     if not total.any():
         return None
     first = int(np.flatnonzero(total)[0])
-    return _histogram(
-        "Sizes of cells", "area, square pixels", "cells", 2 ** (np.arange(first, len(total) + 1) / 4), total[first:]
-    )
+    edges = 2 ** (np.arange(first, len(total) + 1) / 4)
+    return _histogram("Sizes of cells", "area, square pixels", "cells", edges, total[first:], log_x=True)
 
 
 @matplotlib.rc_context({"text.parse_math": False})
-def _histogram(title: str, x_label: str, y_label: str, edges: np.ndarray, counts: np.ndarray) -> Figure:
+def _histogram(title: str, x_label: str, y_label: str, edges: np.ndarray, counts: np.ndarray, log_x: bool = False) -> Figure:
     figure = Figure(SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.stairs(counts, edges, fill=True)
-    if edges[0] > 0 and edges[-1] > 20 * edges[0] and x_label.startswith("area"):
-        axes.set_xscale("log", base=10)
+    if log_x:
+        axes.set_xscale("log")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y")

@@ -46,7 +46,7 @@ def test_cells_are_filled_and_outlined() -> None:
 def test_small_images_are_enlarged(tmp_path: Path) -> None:
     labels = np.zeros((100, 150), np.uint32)
     drawn = picture(tmp_path, np.eye(100, 150, dtype=np.uint8) * 200, labels, 768)
-    assert drawn.shape == (300, 450, 3)
+    assert drawn.shape == (400, 600, 3)
 
 
 @pytest.mark.parametrize("rows", [3, 10**6])

@@ -32,6 +32,15 @@ HEIGHT, WIDTH = 12, 16
 SQUARE = [[2, 3], [6, 3], [6, 7], [2, 7]]
 
 
+def png() -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[1, 1, 1], [1, 0, 1]], np.uint8) * 255).save(file, "png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PNG = png()
+
+
 @pytest.fixture()
 def images(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
@@ -212,6 +221,14 @@ def test_geojson(images: Path, folder: Path, as_list: bool) -> None:
     assert [type(annotation["segmentation"]) for annotation in record["annotations"]] == [list, dict, list]
 
 
+def test_geojson_of_a_stack(images: Path, folder: Path) -> None:
+    features = [feature([closed(SQUARE)]) for _ in range(4)]
+    for one, plane in zip(features, ({"t": 2, "z": 0}, {"t": 0, "z": 2}, {"t": 0, "z": 0}), strict=False):
+        one["geometry"]["plane"] = plane
+    (folder / "a.geojson").write_text(json.dumps(features))
+    assert [len(load_outlines(images, folder, None, page)[0][0]["annotations"]) for page in (None, 0, 2)] == [4, 2, 3]
+
+
 def test_geojson_without_classes(images: Path, folder: Path) -> None:
     (folder / "a.geojson").write_text(json.dumps(feature([closed(SQUARE)])))
     assert load_outlines(images, folder)[1] == ["cell"]
@@ -223,19 +240,12 @@ def test_geojson_without_classes(images: Path, folder: Path) -> None:
 
 
 def test_labelme(images: Path, folder: Path) -> None:
-    png = io.BytesIO()
-    Image.fromarray(np.array([[1, 1, 1], [1, 0, 1]], np.uint8) * 255).save(png, "png")
     shapes = [
         {"label": "flat", "points": SQUARE, "group_id": None, "shape_type": "polygon", "flags": {}},
         {"label": "round", "points": [[8.0, 5.0], [8.0, 8.0]], "group_id": None, "shape_type": "circle"},
         {"label": "flat", "points": [[9, 1], [6, 0]], "group_id": 3, "shape_type": "rectangle"},
         {"label": "flat", "points": [[9, 5], [11, 5], [11, 7], [9, 7]], "group_id": 3, "shape_type": "polygon"},
-        {
-            "label": "round",
-            "points": [[4, 9], [6, 10]],
-            "shape_type": "mask",
-            "mask": base64.b64encode(png.getvalue()).decode(),
-        },
+        {"label": "round", "points": [[4, 9], [6, 10]], "shape_type": "mask", "mask": PNG},
     ]
     content = {
         "version": "5.5.0",
@@ -282,6 +292,7 @@ def shape(**fields: Any) -> dict[str, Any]:
         (shape(shape_type="linestrip"), "shape 0, field shape_type: 'linestrip'; expected polygon, rectangle"),
         (shape(shape_type="circle"), "shape 0, field points: 4; expected two of a circle"),
         (shape(shape_type="mask", points=[[1, 1], [2, 2]], mask="%"), "shape 0, field mask: cannot be read"),
+        (shape(shape_type="mask", points=[[15, 1], [19, 2]], mask=PNG), r"shape 0: from \(15, 1\) to \(18, 3\); expected"),
         ({"shapes": [7]}, "shape 0: int; expected an object"),
     ],
 )
