@@ -18,7 +18,7 @@ from cupre_d2.predict.canvas import Segmentation
 from cupre_d2.predict.sources import Page
 from cupre_d2.predict.tiling import Window
 from cupre_d2.report.figures import SIZE, svg
-from cupre_d2.report.page import render_page, write_html
+from cupre_d2.report.sections import render_page, write_html
 
 REPORT = "report.html"
 # Pixels of a picture in the report, and how many pictures of each kind it shows.

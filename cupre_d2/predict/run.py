@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from cupre_d2.engine import lock, preemption
+from cupre_d2.engine import preemption
 from cupre_d2.engine.results import broken, write_json
 from cupre_d2.errors import ConfigError, CupreError
+from cupre_d2.files import hold, release
 from cupre_d2.predict.sources import Found, Key, Page, find_pages
 
 FILE = "predictions.json"
@@ -234,7 +235,7 @@ def predict(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written to ({error.strerror})") from error
-    lock.hold(folder, "predicting there")
+    hold(folder, "predicting there")
     try:
         ledger = Ledger(folder, segmenter.fingerprint, settings)
         found = find_pages(inputs, datasets, channels, trained_channels, folder, ledger.names)
@@ -243,7 +244,7 @@ def predict(
         with preemption.deferring("leaving after this image; the same command goes on from there"):
             return _run(found, ledger, segmenter, outputs, say)
     finally:
-        lock.release(folder)
+        release(folder)
 
 
 def _run(found: Found, ledger: Ledger, segmenter: Segmenter, outputs: Outputs, say: Callable[[str], None]) -> Outcome:

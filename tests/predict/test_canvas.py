@@ -145,12 +145,12 @@ def real_label_images() -> list:
     def livecell() -> np.ndarray:
         from pycocotools.coco import COCO
 
-        from cupre_d2.evaluation.masks import paint, to_rle
+        from cupre_d2.evaluation.cells import paint, to_rles
 
         truth = COCO(str(DATASETS / "livecell/annotations/LIVECell/livecell_coco_val.json"))
         image = max(truth.imgs.values(), key=lambda one: len(truth.imgToAnns[one["id"]]))
         size = image["height"], image["width"]
-        rles = [to_rle(one["segmentation"], *size) for one in truth.imgToAnns[image["id"]]]
+        rles = to_rles([one["segmentation"] for one in truth.imgToAnns[image["id"]]], *size)
         return paint(rles, np.linspace(1, 0, len(rles)), *size)
 
     def ctc() -> np.ndarray:

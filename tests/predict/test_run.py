@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import ndimage
 
 from cupre_d2.data.images import Contrast
-from cupre_d2.engine import lock, preemption
+from cupre_d2.engine import preemption
 from cupre_d2.errors import ConfigError, DatasetError, ResultsError
-from cupre_d2.files import write_text, write_whole
+from cupre_d2.files import hold, release, write_text, write_whole
 from cupre_d2.predict.run import FILE, Outcome, Written, predict
 from cupre_d2.predict.sources import Page
 
@@ -66,7 +66,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "out"
-    lock.release(tmp_path / "out")
+    release(tmp_path / "out")
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -159,7 +159,7 @@ def test_folders_of_others_are_left_alone(images: Path, out: Path) -> None:
 
 
 def hold_for_long(folder: Path, held: Any) -> None:
-    lock.hold(folder, "predicting there")
+    hold(folder, "predicting there")
     held.set()
     time.sleep(60)
 
