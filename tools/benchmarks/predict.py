@@ -26,9 +26,8 @@ from benchmarks.process import measure, memory
 CONFIG = "configs/quickstart/finetune_cells_5pct.yaml"
 FOLDER = "output/benchmark_predict"
 ITERATIONS = 250
-TRAINED, TILES, IMAGES = 192, 4, 3
-# Less than what one would predict with after a full training.
-SCORE = 0.3
+TRAINED, TILES, IMAGES = 192, 4, 2
+SCORE = 0.5
 DENSE, DENSE_SIDE = 7000, 1000
 SIDE = int(os.environ.get("PREDICT_SIDE", "20000"))
 
@@ -127,9 +126,8 @@ def _sahi(segmenter: Any) -> list[Figure]:
 
     from cupre_d2.predict.canvas import LabelCanvas
 
-    peer = Detectron2DetectionModel(
-        model=_Predictor(segmenter), confidence_threshold=SCORE, category_mapping={"0": "cell"}, load_at_init=False
-    )
+    peer = Detectron2DetectionModel(confidence_threshold=SCORE, category_mapping={"0": "cell"}, load_at_init=False)
+    peer.model = _Predictor(segmenter)
     errors, seconds, true = [0, 0], [0.0, 0.0], 0
     for image, labels in _drawings():
         found = get_sliced_prediction(image, peer, slice_height=TRAINED, slice_width=TRAINED, verbose=0)
@@ -211,7 +209,8 @@ def _merge(segmenter: Any) -> list[Figure]:
     ]
     took = np.inf
     for window in (*around, inner):
-        _, part = np.unique(labels[window.slices], return_inverse=True)
+        _, inverse = np.unique(labels[window.slices], return_inverse=True)
+        part = inverse.reshape(window.shape)
         table = pd.DataFrame({"score": np.ones(part.max() + 1), "category": 0})
         started = time.process_time()
         canvas.add(window, window, part + 1, table)
