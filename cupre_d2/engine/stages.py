@@ -103,11 +103,11 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
         cfg = default_config()
         content = _read_yaml(file)
         folder = _check_pipeline(file, content.pop("PIPELINE", {})).get("FIT")
-        _merge_dict(cfg, content, file)
+        merge_dict(cfg, content, file)
         if folder and (fit := _fitted(Path(file).parent / folder, datasets)):
-            _merge_dict(cfg, _read_yaml(fit), fit)
+            merge_dict(cfg, _read_yaml(fit), fit)
         if stage_files:
-            _merge_dict(cfg, raw, config_file)
+            merge_dict(cfg, raw, config_file)
         _merge_list(cfg, single[name], config_file)
         _merge_list(cfg, shared_cli if index == 0 else _without(shared_cli, "MODEL.WEIGHTS"), "command line")
         _merge_list(cfg, single_cli[name], "command line")
@@ -239,7 +239,8 @@ def _without(opts: Sequence[Any], key: str) -> list[Any]:
     return [item for pair in zip(opts[0::2], opts[1::2], strict=True) if pair[0] != key for item in pair]
 
 
-def _merge_dict(cfg: CfgNode, raw: dict[str, Any], source: str) -> None:
+def merge_dict(cfg: CfgNode, raw: dict[str, Any], source: str) -> None:
+    """Merges keys into a config, in place; raises ConfigError, which begins with the source, for what it cannot take."""
     try:
         cfg.merge_from_other_cfg(CfgNode(raw))
     except (KeyError, ValueError, AssertionError) as error:

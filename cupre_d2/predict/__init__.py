@@ -1,0 +1,1 @@
+"""From a trained model to cells in images that nobody has annotated."""
