@@ -32,7 +32,7 @@ setup(
         "setuptools<81",
         "scipy",
         "scikit-image",
-        # Clustering.
+        # Clustering; numba matches detections with cells, too.
         "scikit-learn>=1.6",
         "numba>=0.60",
         # LAMB.
@@ -45,12 +45,13 @@ setup(
         "imagecodecs",
         "msgspec",
         "pycocotools",
-        "faster-coco-eval",
         "shapely",
         "fvcore",
         "iopath",
         "omegaconf<2.4",
         "matplotlib",
+        # The tables of experiments.
+        "pandas>=2",
         "pyyaml",
         "tabulate",
         "tensorboard",
@@ -71,6 +72,8 @@ setup(
             "types-tabulate",
             # With timm, what our ResNeSt is measured against.
             "resnest",
+            # What our evaluation is measured against.
+            "faster-coco-eval",
             # The report in a browser, where there is chromium.
             "playwright",
         ],

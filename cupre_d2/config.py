@@ -229,7 +229,8 @@ def _add_clustering(cfg: CN) -> None:
 
 
 def _add_evaluation(cfg: CN) -> None:
-    # What is measured on DATASETS.TEST: "cell_coco" (AP and AR), "labels" (DSB2018 score, AJI, panoptic quality, F1).
+    # What is measured on DATASETS.TEST: "cell_coco" (AP and AR), "labels" (DSB2018 score, AJI, panoptic quality, F1), and
+    # what projects have registered by `register_evaluator`.
     cfg.TEST.EVALUATORS = ("cell_coco",)
     # What tells the best checkpoint where TEST.EVAL_PERIOD is set: a metric of a task on a data set of DATASETS.TEST, "" the
     # first; HIGHER False where lower is better.

@@ -8,6 +8,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+# A program, which would register its parts in the process that tests.
+collect_ignore = ["project"]
+
 SIZE = 96
 
 

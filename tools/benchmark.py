@@ -7,14 +7,14 @@ furthest below it, comes last and decides: exit code 1 if it misses.
 
 import argparse
 import importlib
+import pkgutil
 import sys
-from pathlib import Path
+
+import benchmarks
 
 from cupre_d2.errors import one_line_errors
 
-# Beside the benchmarks: what they share.
-SHARED = ("__init__", "figure", "process")
-NAMES = sorted(file.stem for file in (Path(__file__).parent / "benchmarks").glob("*.py") if file.stem not in SHARED)
+NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
 
 
 def main() -> int:

@@ -37,6 +37,9 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dist-url", metavar="URL", help="of the first machine, tcp://HOST:PORT")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY value", help="overrides, at the end")
     args = parser.parse_args(words)
+    for word in args.opts:
+        if word.startswith("--"):
+            parser.error(f"{word} stands behind KEY value; options go before them")
     if not args.config_file:
         parser.error("--config-file is needed, e.g. --config-file configs/quickstart.yaml")
     if min(args.num_gpus, args.num_machines) < 1:

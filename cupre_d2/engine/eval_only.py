@@ -17,7 +17,6 @@ from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stage_trainer import test
 from cupre_d2.engine.stages import Stage, load_stages, register_datasets
 from cupre_d2.errors import CheckpointError, ConfigError
-from cupre_d2.evaluation.build import tasks
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +88,6 @@ def evaluate(job: Evaluation) -> Metrics:
         used = evaluated_thresholds(cfg)
         found = {"weights": job.weights, "commit": commit, "metrics": metrics, "thresholds": used}
         write_json(Path(job.output_dir) / "evaluation.json", found)
-        logger.info(f"{job.weights}\n{table(metrics, tasks(cfg))}")
+        logger.info(f"{job.weights}\n{table(metrics)}")
         logger.info(f"detections and pictures: {cfg.OUTPUT_DIR}")
     return metrics

@@ -25,7 +25,6 @@ from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, load_stages, register_datasets
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError, DatasetError, closest
-from cupre_d2.evaluation.build import tasks
 from cupre_d2.files import write_text
 from cupre_d2.migration import migrate
 from cupre_d2.report import write_report
@@ -341,7 +340,7 @@ def _report(output_dir: Path, finished: Sequence[tuple[StageRecord, Stage]], who
     records, (_, last) = [record for record, _ in finished], finished[-1]
     write_results(output_dir / "results.json", records, last.cfg)
     seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
-    logger.info(f"trained: {seconds}\n{table(records[-1].metrics, tasks(last.cfg))}")
+    logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
     logger.info(f"results: {output_dir / 'results.json'}   pictures: {last.folder / 'overlays'}")
     if whole:
         packaging.package(output_dir, [stage for _, stage in finished], records)

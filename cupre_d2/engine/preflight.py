@@ -21,10 +21,12 @@ from cupre_d2.data.mappers import TwoViewMapper
 from cupre_d2.engine.rules import check_best, check_solver, check_values
 from cupre_d2.engine.stages import Stage
 from cupre_d2.errors import ConfigError, CupreError
-from cupre_d2.evaluation.build import build_evaluators
+from cupre_d2.evaluation.build import build_evaluators, tasks
 
 # Of the anchors and the cells that are measured; and of them the share that may be without an anchor.
 FITTING, MOST_MEASURED, MISFITS = 2, 500, 0.1
+# Of evaluators that compare masks.
+TASKS_OF_CELLS = frozenset(("bbox", "segm", "labels"))
 
 
 def check_settings(cfg: CfgNode) -> None:
@@ -150,19 +152,25 @@ def check_detection(cfg: CfgNode) -> None:
 
 
 def check_tests(cfg: CfgNode) -> None:
-    """Checks what evaluations on DATASETS.TEST need.
+    """Checks what evaluations on DATASETS.TEST need: of boxes and masks, annotations that fit the network; of a project's
+    own tasks, that the images open.
 
     Raises:
         CupreError: as `check_annotated`, settings of TEST that no evaluator can be built with, or a network without masks.
     """
-    if cfg.DATASETS.TEST and cfg.MODEL.META_ARCHITECTURE == "MoCo":
+    if not cfg.DATASETS.TEST:
+        return
+    if cfg.MODEL.META_ARCHITECTURE == "MoCo":
         raise ConfigError(f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: MoCo detects nothing; expected ()")
-    check_annotated(cfg, cfg.DATASETS.TEST)
+    cells = not TASKS_OF_CELLS.isdisjoint(tasks(cfg))
+    if cells:
+        check_annotated(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
+        if not cells:
+            check_images(get_records(name), name)
         build_evaluators(cfg, name)
     check_best(cfg)
-    boxes_alone = cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON
-    if cfg.DATASETS.TEST and boxes_alone:
+    if cells and cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON:
         raise ConfigError("MODEL.MASK_ON False: cells are evaluated by their masks; expected True, or DATASETS.TEST ()")
 
 

@@ -18,13 +18,13 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from cupre_d2.errors import ResultsError
-from cupre_d2.evaluation.build import as_text, tasks
+from cupre_d2.evaluation.build import PERCENT, as_text, tasks, unit_of
+from cupre_d2.evaluation.cell_coco import TASKS as COCO_TASKS
 from cupre_d2.files import write_text
 
-DETECTION_TASKS = ("bbox", "segm")
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR500", "AR2000")
 DETECTRON2 = ("detectron2", "sal-detectron2")
-DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "faster-coco-eval", "pycocotools", *DETECTRON2)
+DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "pycocotools", *DETECTRON2)
 ROOT = Path(__file__).parents[2]
 # What decides results, in a checkout.
 CODE = ("cupre_d2", "configs", "tools")
@@ -47,7 +47,7 @@ class StageRecord:
     Attributes:
         seconds: of training, over all restarts.
         iterations: steps taken.
-        metrics: {data set: {task: {name: value}}}, in the units of `cupre_d2.evaluation.build.tasks`.
+        metrics: {data set: {task: {metric: value}}}; tasks and units are those of TEST.EVALUATORS.
         commit: see `checkout`; of the process that finished it.
         folder: the stage's, in the pipeline's.
     """
@@ -165,24 +165,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(metrics: Metrics, units: Mapping[str, str]) -> str:
-    """The metrics as text tables: one of boxes and masks, a row a data set and task, and one of each other task.
-
-    Args:
-        units: of each task's metrics.
-    """
-    detection: list[list[str]] = []
-    others: dict[str, list[dict[str, str]]] = {}
-    for dataset, scores in metrics.items():
-        for task, values in scores.items():
-            if task in DETECTION_TASKS:
-                detection.append([dataset, task, *(as_text(values.get(name), units[task]) for name in TABLE_METRICS)])
+def table(metrics: Metrics) -> str:
+    """The metrics as text tables: boxes and masks share one, each other task has its own, with all its metrics and units."""
+    tables: dict[str, list[dict[str, str]]] = {}
+    for dataset, by_task in metrics.items():
+        for task, values in by_task.items():
+            unit = unit_of(task)
+            row = {"data set": dataset, "task": task}
+            if task in COCO_TASKS:
+                row |= {name: as_text(values.get(name), unit) for name in TABLE_METRICS}
+                tables.setdefault("", []).append(row)
             else:
-                row = {name: as_text(value, units[task]) for name, value in values.items()}
-                others.setdefault(task, []).append({"data set": dataset, **row})
-    tables = []
-    if detection or not others:
-        headers = ["data set", "task", *TABLE_METRICS]
-        tables.append(tabulate(detection, headers=headers, disable_numparse=True, stralign="right"))
-    tables += [tabulate(rows, headers="keys", disable_numparse=True, stralign="right") for rows in others.values()]
-    return "\n\n".join(tables)
+                named = {name if unit in (PERCENT, None) else f"{name} ({unit})": value for name, value in values.items()}
+                row |= {name: as_text(value, unit) for name, value in named.items()}
+                tables.setdefault(task, []).append(row)
+    # That of boxes and masks first.
+    ordered = [tables[task] for task in sorted(tables, key=bool)]
+    return "\n\n".join(tabulate(rows, headers="keys", disable_numparse=True, stralign="right") for rows in ordered)

@@ -260,7 +260,7 @@ def test(cfg: CfgNode, model: nn.Module) -> Metrics:
     for name in cfg.DATASETS.TEST:
         evaluators = build_evaluators(cfg, name)
         if cfg.TEST.OVERLAYS:
-            evaluators.append(OverlayWriter(name, cfg.TEST.OVERLAYS, cfg.OUTPUT_DIR))
+            evaluators.append(OverlayWriter(name, cfg.TEST.OVERLAYS, cfg.OUTPUT_DIR, cfg.INPUT.PERCENTILES))
         loader = build_test_loader(cfg, name)
         with modes_kept(model):
             results[name] = inference_on_dataset(model, loader, DatasetEvaluators(evaluators))

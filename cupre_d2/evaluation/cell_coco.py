@@ -1,8 +1,7 @@
 """COCO-style evaluation with the changes of LIVECell's authors (areas and numbers of detections).
 
-The numbers are pycocotools', as the tests show; the way to them is not. IoUs come from faster-coco-eval, image by image
-while predictions arrive, and of an image only its matches are kept, some 20 bytes a detection, neither masks nor IoUs:
-see `coco_matching` and `coco_scores`.
+The numbers are pycocotools', as the tests show; the way to them is not. Images are matched while predictions arrive, and of
+an image only its matches are kept, some 24 bytes a detection, neither masks nor IoUs: see `coco_metrics`.
 """
 
 import logging
@@ -17,23 +16,17 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
-from faster_coco_eval import mask as fast_mask
 from tabulate import tabulate
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.evaluation.cells import Detections, TrueCells
-from cupre_d2.evaluation.coco_matching import Matches, match
-from cupre_d2.evaluation.coco_scores import Scores, accumulate
-from cupre_d2.evaluation.coco_summary import Summary, area_names
-from cupre_d2.evaluation.image_results import ImageResults
-from cupre_d2.evaluation.results_file import ResultsFile
+from cupre_d2.evaluation.cells import Detections, TrueCells, areas_of, overlaps
+from cupre_d2.evaluation.coco_metrics import LARGEST, Matches, Scores, Summary, accumulate, area_names, match
+from cupre_d2.evaluation.image_results import ImageResults, ResultsFile
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "instances_results.json"
 TASKS = ("bbox", "segm")
-# COCO's largest area, 1e5 squared.
-LARGEST = 1e10
 # The one category where categories are not told apart.
 ANY = -1
 
@@ -118,10 +111,10 @@ class CellCOCOEvaluator(DatasetEvaluator):
             DatasetError: an image_id is there twice; unusable ground truth.
         """
         gathered = self._images.gather()
-        if gathered is None:
-            return None
         if self._file:
             self._file.finish()
+        if gathered is None:
+            return None
         records = [record for record, _ in gathered]
         nothing = Detections.of_results([], 0, 0)
         images = [result or self._match(TrueCells.of(record, self._name), nothing) for record, result in gathered]
@@ -138,8 +131,15 @@ class CellCOCOEvaluator(DatasetEvaluator):
             of_truth, of_detections = _of_category(truth, category), _of_category(detections, category)
             best = of_detections.best(self._summary.max_dets[-1])
             for task in TASKS:
-                ious, areas = _measure(of_truth, best, task)
-                matches[task][category] = match(ious, best.scores, areas, of_truth.areas, of_truth.crowd, self._area_ranges)
+                matches[task][category], _ = match(
+                    overlaps(best, of_truth, task),
+                    best.scores,
+                    # A detection's area is its mask's where masks are matched.
+                    best.boxes[:, 2] * best.boxes[:, 3] if task == "bbox" else areas_of(best.masks),
+                    of_truth.areas,
+                    of_truth.crowd,
+                    self._area_ranges,
+                )
         return matches
 
     def _evaluate_task(self, records: Sequence[dict[str, Any]], images: Sequence[ByCategory]) -> dict[str, float]:
@@ -217,21 +217,6 @@ def _of_category(cells: Any, category: int) -> Any:
     if category == ANY:
         return cells[np.argsort(cells.categories, kind="stable")]
     return cells[np.flatnonzero(cells.categories == category)]
-
-
-def _measure(truth: TrueCells, detections: Detections, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """IoUs, detections x true cells, and the areas of the detections."""
-    found: Any
-    true: Any
-    if task == "bbox":
-        found, true = detections.boxes, truth.boxes
-        areas = found[:, 2] * found[:, 3]
-    else:
-        found, true = detections.masks, truth.masks
-        areas = fast_mask.area(found).astype(np.float64)
-    if not len(truth) or not len(detections):
-        return np.zeros((len(detections), len(truth))), areas
-    return fast_mask.iou(found, true, truth.crowd.astype(int).tolist()), areas
 
 
 def _cell_type(record: Mapping[str, Any]) -> str | None:

@@ -1,10 +1,14 @@
-"""What an evaluator keeps of each image, gathered from all processes."""
+"""What an evaluator keeps of each image, gathered from all processes: in memory, and as COCO's results file."""
 
+import json
 import logging
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
 
 from detectron2.utils import comm
 
@@ -89,3 +93,54 @@ def _check_unique(what: str, image_ids: Sequence[Hashable], expected: str) -> No
         raise DatasetError(
             f"{what}: {len(repeated)} image_ids are there more than once, e.g. {repeated[0]!r}; expected {expected}"
         )
+
+
+class ResultsFile:
+    """A JSON list of COCO results, one a line. Each process writes a part beside the file, and the first one joins them.
+
+    Parts have names of their own, so that evaluations at the same time may write to one folder: the last to end has the
+    file. The folder must be one for all processes, as Detectron2's OUTPUT_DIR is.
+    """
+
+    _part: IO[str]
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self) -> None:
+        """Forgets what was written before."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Removed when it is closed or forgotten, also where the evaluation ends with an error.
+        self._part = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            "w", dir=self._path.parent, prefix=f".{self._path.name}.", suffix=".part"
+        )
+
+    def write(self, results: Iterable[Mapping[str, Any]]) -> None:
+        self._part.writelines(json.dumps(result) + "\n" for result in results)
+
+    def finish(self) -> None:
+        """Joins the parts; all processes call it, and wait for the first."""
+        self._part.flush()
+        parts = comm.gather(self._part.name, dst=0)
+        if comm.is_main_process():
+            self._join(parts)
+        comm.synchronize()
+        self._part.close()
+
+    def _join(self, parts: Sequence[str]) -> None:
+        joined = f"{self._part.name}.joined"
+        with open(joined, "w") as file:
+            file.write("[")
+            separator = "\n"
+            for line in chain.from_iterable(map(self._lines, parts)):
+                file.write(separator + line.rstrip("\n"))
+                separator = ",\n"
+            file.write("\n]\n")
+        os.replace(joined, self._path)
+
+    def _lines(self, part: str) -> Iterator[str]:
+        if not os.path.isfile(part):
+            logger.warning("%s: lacks the detections of a process, whose part %s is not there", self._path, part)
+            return
+        with open(part) as file:
+            yield from file

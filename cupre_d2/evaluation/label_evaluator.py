@@ -11,7 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
 
 from cupre_d2.errors import ConfigError, DatasetError
-from cupre_d2.evaluation.cells import Detections, TrueCells
+from cupre_d2.evaluation.cells import Detections, TrueCells, paint, pixels
 from cupre_d2.evaluation.image_results import ImageResults
 from cupre_d2.evaluation.label_metrics import (
     Counts,
@@ -21,7 +21,6 @@ from cupre_d2.evaluation.label_metrics import (
     match,
     overlap_of_masks,
 )
-from cupre_d2.evaluation.masks import paint, pixels
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cupre_d2.evaluation.masks import pixels
+from cupre_d2.evaluation.cells import pixels
 
 # Of the DSB2018 score: 0.50:0.05:0.95.
 DSB2018_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))

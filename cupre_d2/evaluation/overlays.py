@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.images import read_record
-from cupre_d2.evaluation.masks import to_rle
+from cupre_d2.data.images import PERCENTILES, Percentiles, read_record
+from cupre_d2.evaluation.cells import to_rles
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def draw_overlay(
     """
     height, width = image.shape[:2]
     annotations = record.get("annotations", ())
-    true_masks = (mask_util.decode(to_rle(a.get("segmentation"), height, width)) for a in annotations)
+    true_masks = map(mask_util.decode, to_rles([a.get("segmentation") for a in annotations], height, width))
     crowds = [bool(a.get("iscrowd", 0)) for a in annotations]
     left = _panel(
         image, zip(true_masks, _colours(crowds), strict=True), f"ground truth: {_cells(len(crowds) - sum(crowds))}"
@@ -126,11 +126,13 @@ class OverlayWriter(DatasetEvaluator):
         dataset_name: registered.
         count: of pictures; 0 draws none.
         output_dir: where the folder `overlays` is made, a sub-folder a data set.
+        percentiles: as INPUT.PERCENTILES, so that people see images as the model does.
     """
 
-    def __init__(self, dataset_name: str, count: int, output_dir: str) -> None:
+    def __init__(self, dataset_name: str, count: int, output_dir: str, percentiles: Percentiles = PERCENTILES) -> None:
         self._name = dataset_name
         self._count = count
+        self._percentiles = percentiles
         self._folder = Path(output_dir) / "overlays" / dataset_name
         self._records: dict[Hashable, dict[str, Any]] = {}
         self._paths: dict[Hashable, Path] = {}
@@ -149,7 +151,7 @@ class OverlayWriter(DatasetEvaluator):
         for model_input, output in zip(inputs, outputs, strict=True):
             record = self._records.get(model_input["image_id"])
             if record is not None:
-                image = read_record(record, "RGB")
+                image = read_record(record, "RGB", self._percentiles)
                 picture = draw_overlay(image, record, output["instances"].to("cpu"))
                 self._write(self._paths[record["image_id"]], picture)
 

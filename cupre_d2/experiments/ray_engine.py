@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cupre_d2.errors import ConfigError
-from cupre_d2.experiments.attempts import Attempt
-from cupre_d2.experiments.local_engine import thread_variables
+from cupre_d2.experiments.engines import Attempt, thread_variables
 from cupre_d2.experiments.runner import POLL_SECONDS, Runnable
 
 # A network file system may show what another machine wrote that much later, in seconds.
@@ -91,7 +90,7 @@ class RayEngine:
         part = share(machines, self._jobs) if machines else None
         return max(1, sum(min(self._jobs, part.fits(machine)) for machine in machines)) if part else 1
 
-    def start(self, item: Runnable) -> "RayAttempt":
+    def start(self, item: Runnable, together: int) -> "RayAttempt":
         part = share(self._machines(), self._jobs)
         # A machine that is lost may only be out of reach, and its process go on: to try again is for people to decide.
         remote = self._ray.remote(num_cpus=part.cpus, num_gpus=part.gpus, max_retries=0)(execute)

@@ -1,17 +1,39 @@
-"""Runs tasks side by side, each as soon as what it needs is finished."""
+"""Runs tasks side by side, each as soon as what it needs is finished, and says how long the rest will take."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cupre_d2.engine import preemption
-from cupre_d2.experiments.attempts import TaskError
+from cupre_d2.errors import CupreError
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+
+
+class TaskError(CupreError):
+    """A task ended with an error."""
+
+
+class Timed(Protocol):
+    """Work that takes time.
+
+    Attributes:
+        kind: of things that take as long for as much work.
+        work: iterations, or another measure that all of a kind share.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def work(self) -> int: ...
+    def finished(self) -> bool: ...
+    def seconds(self) -> float | None:
+        """From start to end; None where it is not finished or was not measured."""
 
 
 class Runnable(Protocol):
@@ -57,7 +79,8 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int: ...
-    def start(self, item: Runnable) -> Running: ...
+    def start(self, item: Runnable, together: int) -> Running:
+        """Starts one of so many that start now."""
 
 
 def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str]) -> None:
@@ -71,16 +94,20 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
 
     Raises:
         TaskError: some of them failed; names the first and its log. Those they were needed for did not run.
+        ResultsError: what an earlier run left of one is broken.
     """
     waiting = sorted((item for item in items.values() if not item.finished()), key=lambda item: -_followers(item, items))
     running: dict[str, Running] = {}
     failed: list[Runnable] = []
     try:
         while True:
-            ready = [item for item in waiting if all(items[key].finished() for key in item.needs)]
-            for item in ready[: max(0, engine.slots - len(running))]:
+            # A process whose results are there may still have its cores.
+            done = {key for key, item in items.items() if key not in running and item.finished()}
+            ready = [item for item in waiting if done.issuperset(item.needs)]
+            starting = ready[: max(0, engine.slots - len(running))]
+            for place, item in enumerate(starting):
                 waiting.remove(item)
-                running[item.key] = engine.start(item)
+                running[item.key] = engine.start(item, len(starting) - place)
                 logger.info(f"{item.key}: started; {outlook()}")
             if not running:
                 break
@@ -116,3 +143,28 @@ def _followers(item: Runnable, items: Mapping[str, Runnable]) -> int:
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     return lines[-1] if lines else "it printed nothing"
+
+
+def paces(items: Iterable[Timed]) -> dict[str, float]:
+    """Seconds for a unit of work, by kind, of those that are finished and were measured."""
+    seconds: Counter[str] = Counter()
+    work: Counter[str] = Counter()
+    for item in items:
+        if (taken := item.seconds()) is not None:
+            seconds[item.kind] += taken  # type: ignore[assignment]
+            work[item.kind] += item.work
+    return {kind: seconds[kind] / work[kind] for kind in work if work[kind]}
+
+
+def time_left(items: Sequence[Timed], slots: int) -> str:
+    """For people: how many are to run and how long that will take, `slots` at a time, as far as their like was measured."""
+    left, measured = [item for item in items if not item.finished()], paces(items)
+    count = f"{len(left)} of {len(items)} to run"
+    known = [item.work * measured[item.kind] for item in left if item.kind in measured]
+    unknown = len(left) - len(known)
+    if not left:
+        return count
+    if not known:
+        return f"{count}, time unknown: nothing like them is measured yet"
+    rest = f" and {unknown} tasks of which nothing is measured yet" if unknown else ""
+    return f"{count}, about {sum(known) / slots / 60:.0f} min left{rest}"

@@ -1,21 +1,28 @@
-"""Stages as tasks that several pipelines share: two stages of one config and one start are one task."""
+"""What an experiment runs as processes: stages that several pipelines share, and evaluations of their checkpoints."""
 
 import hashlib
 import json
-import sys
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from cupre_d2.commands import entry
+from cupre_d2.config import default_config
+from cupre_d2.data import get_records
 from cupre_d2.engine.eval_only import FOLDER
 from cupre_d2.engine.pipeline import comparable, trainer_class
 from cupre_d2.engine.results import Metrics, StageRecord, broken
 from cupre_d2.engine.stages import Stage
+from cupre_d2.errors import ConfigError
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
-from cupre_d2.experiments.attempts import read_json, read_seconds
 from cupre_d2.report import REPORT
+from cupre_d2.report.sections import read_metrics
 
-TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 WEIGHTS = ("WEIGHTS", "BACKBONE_WEIGHTS")
 
 
@@ -24,18 +31,22 @@ class Task:
     """A stage to train in a folder of its own, named by what it is trained from.
 
     Attributes:
-        key: `<stage>-<hash>` of the config and of the tasks before it.
+        key: `<stage>-<hash>` of what its config says beyond the defaults, and of the tasks before it.
         config: YAML of the stage, complete; its OUTPUT_DIR is `folder`.
         needs: keys of the tasks whose checkpoints it starts from.
+        work: iterations.
     """
 
     key: str
     stage: str
-    trainer: str
     folder: Path
     config: str
     needs: tuple[str, ...]
-    iterations: int
+    work: int
+
+    @property
+    def kind(self) -> str:
+        return self.stage
 
     @property
     def config_file(self) -> Path:
@@ -61,20 +72,17 @@ class Task:
     def report(self) -> Path:
         return self.folder / REPORT
 
-    @property
-    def kind(self) -> str:
-        return self.stage
-
-    @property
-    def work(self) -> int:
-        return self.iterations
-
-    @property
-    def size(self) -> str:
-        return f"{self.iterations} iterations"
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config, its tuples as lists."""
+        return yaml.safe_load(self.config)
 
     def record(self) -> StageRecord | None:
-        """What was measured when it was finished; errors as of `StageRecord.read`."""
+        """What was measured when it was finished.
+
+        Raises:
+            ResultsError: the record is broken, as `StageRecord.read` says.
+        """
         return StageRecord.read(self.stage_folder)
 
     def finished(self) -> bool:
@@ -94,7 +102,7 @@ class Task:
         return None if record is None else max(record.seconds, read_seconds(self.timing) or 0.0)
 
     def metrics(self, dataset: str) -> Metrics:
-        """{"bbox" or "segm": {name: percent}} of a finished task on one of its own data sets.
+        """{task: {metric: value}} of a finished task on one of its own data sets.
 
         Raises:
             ResultsError: it has none.
@@ -103,31 +111,66 @@ class Task:
         assert record is not None
         return _of_dataset(record.metrics, dataset, self.stage_folder / "stage.json")
 
+    def score(self) -> float:
+        """By TEST.BEST, of a finished task, the higher the better; -infinity where that is not defined.
+
+        Raises:
+            ResultsError: its record is broken.
+        """
+        best = self.settings["TEST"]["BEST"]
+        dataset = best["DATASET"] or next(iter(self.settings["DATASETS"]["TEST"]))
+        value = self.metrics(dataset).get(best["TASK"], {}).get(best["METRIC"])
+        if value is None or math.isnan(value):
+            return -math.inf
+        return value if best["HIGHER"] else -value
+
+    def curve(self, dataset: str, task: str, metric: str) -> list[tuple[int, float, float]]:
+        """What a finished task reached each time it was evaluated, the last time at least: (iterations, epochs, value).
+
+        An epoch is as many images as DATASETS.TRAIN has. What is not defined is left out.
+
+        Raises:
+            ResultsError: its record is broken.
+            DatasetError: its training images cannot be listed.
+        """
+        logged = read_metrics(self.stage_folder / "metrics.json")
+        found = {row["iteration"] + 1: row.get(f"{dataset}/{task}/{metric}") for row in logged}
+        found[self.work] = self.metrics(dataset).get(task, {}).get(metric)
+        images = sum(len(get_records(name)) for name in self.settings["DATASETS"]["TRAIN"])
+        pace = self.settings["SOLVER"]["IMS_PER_BATCH"] / images
+        return [
+            (iterations, iterations * pace, value)
+            for iterations, value in sorted(found.items())
+            if value is not None and math.isfinite(value)
+        ]
+
     def detections(self, dataset: str) -> Path:
         """COCO's results format, on one of its own data sets."""
-        return detections_file(self.stage_folder, dataset)
+        return self.stage_folder / "inference" / dataset / RESULTS_FILE
 
     def prepare(self) -> list[str]:
         """Writes the config; the command line that trains it, which resumes, and can be run by hand."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file.write_text(self.config)
-        return [sys.executable, str(TRAIN_NET), "--config-file", str(self.config_file)]
+        return [*entry(), "train", "--config-file", str(self.config_file)]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationTask:
     """The checkpoint of a finished task on another data set; done once, then read from the task's folder."""
 
     task: Task
     dataset: str
+    needs = ()
+    work = 1
 
     @property
     def key(self) -> str:
         return f"{self.task.key} on {self.dataset}"
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    def kind(self) -> str:
+        return f"{self.task.stage} on {self.dataset}"
 
     @property
     def folder(self) -> Path:
@@ -142,18 +185,6 @@ class Evaluation:
         return self.folder / "timing.json"
 
     @property
-    def kind(self) -> str:
-        return f"{self.task.stage} on {self.dataset}"
-
-    @property
-    def work(self) -> int:
-        return 1
-
-    @property
-    def size(self) -> str:
-        return ""
-
-    @property
     def _results(self) -> Path:
         return self.folder / "evaluation.json"
 
@@ -161,7 +192,7 @@ class Evaluation:
         return self._results.is_file()
 
     def commit(self) -> str:
-        """Of the code that did it."""
+        """Of the code that did it; raises ResultsError where its file is broken."""
         return str(read_json(self._results).get("commit", "unknown"))
 
     def seconds(self) -> float | None:
@@ -172,13 +203,12 @@ class Evaluation:
         command = [*self.task.prepare(), "--eval-only", "OUTPUT_DIR", str(self.folder)]
         return [*command, "MODEL.WEIGHTS", str(self.task.checkpoint), "DATASETS.TEST", f"('{self.dataset}',)"]
 
-    @property
     def detections(self) -> Path:
         """COCO's results format."""
-        return detections_file(self.folder / FOLDER, self.dataset)
+        return self.folder / FOLDER / "inference" / self.dataset / RESULTS_FILE
 
     def metrics(self) -> Metrics:
-        """{"bbox" or "segm": {name: percent}}.
+        """{task: {metric: value}}.
 
         Raises:
             ResultsError: the results are broken.
@@ -186,15 +216,41 @@ class Evaluation:
         return _of_dataset(read_json(self._results).get("metrics"), self.dataset, self._results)
 
 
-def detections_file(stage_folder: Path, dataset: str) -> Path:
-    return stage_folder / "inference" / dataset / RESULTS_FILE
-
-
 def _of_dataset(metrics: object, dataset: str, file: Path) -> Metrics:
     values = metrics.get(dataset) if isinstance(metrics, dict) else None
-    if not isinstance(values, dict) or not all(isinstance(values.get(task), dict) for task in ("bbox", "segm")):
-        raise broken(file, f"no metrics of boxes and masks on {dataset}")
+    if not isinstance(values, dict) or not all(isinstance(of_task, dict) for of_task in values.values()):
+        raise broken(file, f"no metrics on {dataset}")
     return values
+
+
+def read_seconds(timing: Path) -> float | None:
+    """What a task took so far, all attempts; None before the first has ended.
+
+    Raises:
+        ResultsError: the file is broken.
+    """
+    if not timing.is_file():
+        return None
+    content = read_json(timing)
+    try:
+        return float(content["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise broken(timing, error) from error
+
+
+def read_json(file: Path) -> dict:
+    """An object that a task has left in its folder.
+
+    Raises:
+        ResultsError: the file is not one.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise broken(file, error) from error
+    if not isinstance(content, dict):
+        raise broken(file, f"a {type(content).__name__}; expected an object")
+    return content
 
 
 class TaskList:
@@ -213,7 +269,7 @@ class TaskList:
         """Adds a pipeline; returns its last task.
 
         Raises:
-            CupreError: as the trainer's `plan`, before anything trains.
+            CupreError: as the trainer's `plan`, before anything trains; or it was trained with other defaults.
         """
         made: dict[str, Task] = {}
         for stage in stages:
@@ -222,17 +278,19 @@ class TaskList:
         # What no later stage starts from is of no use to the last.
         for task in _with_needs([last], {task.key: task for task in made.values()}):
             self.tasks.setdefault(task.key, task)
-        return last
+        return self.tasks[last.key]
 
-    def with_needs(self, wanted: Iterable[Task]) -> list[Task]:
-        """Tasks and all that they start from, each once, what is needed first."""
-        return _with_needs(wanted, self.tasks)
+    def with_needs(self, wanted: Iterable[Task]) -> dict[str, Task]:
+        """By key, tasks and all that they start from, what is needed first."""
+        return {task.key: task for task in _with_needs(wanted, self.tasks)}
 
-    def _task(self, stage: Stage, made: dict[str, Task]) -> Task:
+    def _task(self, stage: Stage, made: Mapping[str, Task]) -> Task:
         cfg = stage.cfg.clone()
         cfg.defrost()
+        # A key that a later version adds must not make finished work unknown.
+        settings = {key: value for key, value in comparable(cfg).items() if _defaults().get(key) != value}
         # Of what one folder may change from run to run, what its results show.
-        settings = comparable(cfg) | {"TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD}
+        settings["TEST.EVAL_PERIOD"] = cfg.TEST.EVAL_PERIOD
         needs = []
         for name in WEIGHTS:
             if before := made.get(cfg.MODEL[name]):
@@ -244,15 +302,27 @@ class TaskList:
         cfg.OUTPUT_DIR = str(self.root / key)
         if key not in self._planned:
             self._planned[key] = trainer_class(stage).plan(stage.cfg)
-        return Task(
-            key=key,
-            stage=stage.name,
-            trainer=cfg.TRAINER,
-            folder=self.root / key,
-            config=cfg.dump(),
-            needs=tuple(dict.fromkeys(needs)),
-            iterations=self._planned[key],
-        )
+        task = Task(key, stage.name, self.root / key, cfg.dump(), tuple(dict.fromkeys(needs)), self._planned[key])
+        _check_defaults(task)
+        return task
+
+
+def _check_defaults(task: Task) -> None:
+    """Raises ConfigError if it was trained by a version with another default; one that had no such key is as good."""
+    file = task.stage_folder / "config.yaml"
+    if not file.is_file():
+        return
+    before = comparable(yaml.safe_load(file.read_text()))
+    now = comparable({**task.settings, "OUTPUT_DIR": str(task.stage_folder)})
+    # Where it starts from is in its name; paths change when folders are moved.
+    for key in now.keys() & before.keys() - {f"MODEL.{name}" for name in WEIGHTS}:
+        if now[key] != before[key]:
+            raise ConfigError(f"{file}: trained with {key} {before[key]}, which is {now[key]} now; choose another --output")
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return comparable(default_config())
 
 
 def _with_needs(wanted: Iterable[Task], by_key: Mapping[str, Task]) -> list[Task]:

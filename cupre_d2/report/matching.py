@@ -1,10 +1,9 @@
 """Which detection found which cell, for pictures that follow a threshold on the score.
 
-The evaluator keeps counts of matches; pictures need the pairs. The rules are the evaluator's (`coco_matching`) at an IoU of
-0.5: detections take their turn by score, and each takes the free cell of the highest IoU. What a detection takes depends
-on those before it alone. So the detections of some score and above have the same matches whether or not those below take
-part, and one matching serves every threshold: a detection that is hidden gives back the cell that it found, and no other
-detection changes its partner.
+The evaluator keeps counts of matches; pictures need the pairs, which its `match` hands out at an IoU of 0.5. What a
+detection takes depends on those of higher scores alone. So the detections of some score and above have the same matches
+whether or not those below take part, and one matching serves every threshold: a detection that is hidden gives back the
+cell that it found, and no other detection changes its partner.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask as fast_mask
 
-from cupre_d2.evaluation.cells import Detections, TrueCells
-from cupre_d2.evaluation.coco_matching import IOU_THRESHOLDS
+from cupre_d2.evaluation.cells import Detections, TrueCells, overlaps
+from cupre_d2.evaluation.coco_metrics import IOU_THRESHOLDS, LARGEST, match, read_bit
 
 # The thresholds on the score that the page can be set to.
 SCORE_STEPS = np.arange(101) / 100
@@ -70,43 +68,16 @@ def match_image(record: Mapping[str, Any], truth: TrueCells, detections: Detecti
     """Matches by masks; with `use_cats`, only what is of one category."""
     detections = detections.best(len(detections))
     levels = np.searchsorted(SCORE_STEPS, detections.scores, side="right") - 1
-    outcomes, finders = greedy(_ious(truth, detections, use_cats), truth.crowd)
+    ious = overlaps(detections, truth, "segm")
+    if use_cats:
+        ious = np.where(detections.categories[:, None] == truth.categories, ious, 0)
+    # All areas count.
+    areas = np.zeros(len(detections))
+    matches, cells = match(ious, detections.scores, areas, truth.areas, truth.crowd, [(0, LARGEST)])
+    hit, neutral = read_bit(matches.hits, 0, 0), read_bit(matches.neutral, 0, 0)
     found_levels = np.full(len(truth), NEVER)
-    found_levels[finders >= 0] = levels[finders[finders >= 0]]
-    return ImageMatch(record, truth, detections, levels, outcomes, found_levels)
-
-
-def greedy(ious: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matches in the order of the detections, as `coco_matching.match` does at its lowest threshold.
-
-    Args:
-        ious: D x G float64, the detections by descending score; for crowds, the intersection's share of the detection.
-        crowd: G bool.
-
-    Returns:
-        D int64, HIT, FALSE or NEUTRAL; and G int64, the detection that found the cell, -1 for none.
-    """
-    outcomes = np.full(len(ious), FALSE)
-    finders = np.full(len(crowd), -1)
-    free = ~crowd
-    for detection in np.flatnonzero((ious >= IOU).any(axis=1)).tolist():
-        candidates = np.where(free, ious[detection], 0)
-        # Of equal IoUs the last cell, as pycocotools has it.
-        cell = len(candidates) - 1 - int(candidates[::-1].argmax())
-        if candidates[cell] >= IOU:
-            outcomes[detection], finders[cell], free[cell] = HIT, detection, False
-        elif (ious[detection][crowd] >= IOU).any():
-            outcomes[detection] = NEUTRAL
-    return outcomes, finders
-
-
-def _ious(truth: TrueCells, detections: Detections, use_cats: bool) -> np.ndarray:
-    if not len(truth) or not len(detections):
-        return np.zeros((len(detections), len(truth)))
-    masks: tuple[Any, Any] = (detections.masks, truth.masks)
-    ious = fast_mask.iou(*masks, truth.crowd.astype(int).tolist())
-    different = detections.categories[:, None] != truth.categories[None, :]
-    return np.where(different, 0, ious) if use_cats else ious
+    found_levels[cells[hit]] = levels[hit]
+    return ImageMatch(record, truth, detections, levels, np.select([hit, neutral], [HIT, NEUTRAL], FALSE), found_levels)
 
 
 class Tally:

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.images import PERCENTILES, Percentiles, read_record
-from cupre_d2.evaluation.masks import Rle
+from cupre_d2.evaluation.cells import Rle
 from cupre_d2.report.detections import START_LEVEL, Evaluated
 from cupre_d2.report.matching import FALSE, HIT, NEUTRAL, Counts, ImageMatch, Tally
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from cupre_d2.checkpoint.packages import FOLDER, read_facts
 from cupre_d2.errors import ConfigError, CupreError
-from cupre_d2.evaluation.build import as_text
+from cupre_d2.evaluation.build import PERCENT, as_text
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
 from cupre_d2.report.detections import START_LEVEL, read_evaluation
 from cupre_d2.report.figures import MOST_DOTS, recall_figures, svg, training_figures
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 MOST_PICTURES = 12
-PERCENT = "percent"
 
 # Numbers for the first look: not those of one class, cell type or IoU ("AP-a172", "F1_75").
 _HEADLINE = re.compile(r"A[PR]\w*|[^_-]+")
@@ -192,7 +191,7 @@ def _tables(pipeline: PipelineResults, is_headline: bool) -> list[tuple[tuple[st
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return f"{name}, {'%' if unit == PERCENT else unit}" if unit else name
+    return f"{name}, {unit}" if unit else name
 
 
 def package(pipeline: PipelineResults) -> Markup | None:

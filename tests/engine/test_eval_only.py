@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from cupre_d2.engine import pipeline
+from cupre_d2.config import default_config
+from cupre_d2.engine import pipeline, stage_trainer
 from cupre_d2.engine.eval_only import prepare_evaluation
 from cupre_d2.errors import ConfigError
 
@@ -28,3 +30,14 @@ def test_weights_of_the_stage_go_before_those_of_all(small_datasets: Path, slim:
     assert prepare_evaluation(config, opts).weights == str(tmp_path / "all.pth")
     own = ["finetune.MODEL.WEIGHTS", str(tmp_path / "own.pth")]
     assert prepare_evaluation(config, [*opts, *own]).weights == str(tmp_path / "own.pth")
+
+
+def test_overlays_show_images_as_the_model_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = default_config()
+    cfg.DATASETS.TEST, cfg.INPUT.PERCENTILES = ("cells",), (1, 90)
+    given = []
+    monkeypatch.setattr(stage_trainer, "OverlayWriter", lambda *arguments: given.append(arguments))
+    for name in ("build_test_loader", "inference_on_dataset"):
+        monkeypatch.setattr(stage_trainer, name, lambda *_: {})
+    stage_trainer.test(cfg, nn.Identity())
+    assert given == [("cells", 4, cfg.OUTPUT_DIR, (1, 90))]

@@ -45,8 +45,8 @@ def test_runs_skips_and_restarts(small_datasets: Path, slim: list[str], tmp_path
     found = json.loads((Path(output_dir) / "results.json").read_text())
     assert [stage["name"] for stage in found["stages"]] == ["coco_pretrain", "finetune"]
     assert {"AP", "AP50", "AR2000"} <= found["metrics"]["bbbc038_val"]["segm"].keys()
-    assert [stage["folder"] for stage in found["stages"]] == ["1_coco_pretrain", "2_finetune_bbbc038_5pct"]
-    assert found["units"] == {"bbox": "percent", "segm": "percent"}
+    assert [stage["folder"] for stage in found["stages"]] == ["1_coco_pretrain", "2_finetune"]
+    assert found["units"] == {"bbox": "%", "segm": "%"}
     assert found["config"]["SOLVER"]["MAX_ITER"] == 2
     assert list((stages[1].folder / "overlays/bbbc038_val").glob("*.png"))
 
@@ -138,7 +138,7 @@ def test_evaluators_of_the_config(small_datasets: Path, slim: list[str], tmp_pat
     opts += ["DATASETS.TRAIN", "('bbbc038_train',)", "TEST.OVERLAYS", "0"]
     metrics = pipeline.run(pipeline.prepare("configs/mini/stages/finetune.yaml", [*opts, "PIPELINE.TARGET", "bbbc038"]))
     (scores,) = metrics.values()
-    shown = table(metrics, dict.fromkeys(scores, "percent"))
+    shown = table(metrics)
     assert {"bbox", "segm", "labels"} == set(scores)
     assert {"DSB2018", "AJI", "PQ", "F1_50"} <= set(scores["labels"])
     assert "DSB2018" in shown and "AR2000" in shown
@@ -175,10 +175,10 @@ def test_record_of_0_1_0_knows_its_folder(tmp_path: Path) -> None:
 
 def test_table_of_any_task() -> None:
     metrics = {"cells": {"segm": {"AP": 12.345}, "counts": {"MAE": 3.14159, "bias": float("nan")}}}
-    detection, counts = table(metrics, {"segm": "percent", "counts": "cells"}).split("\n\n")
+    detection, counts = table(metrics).split("\n\n")
     assert "12.3" in detection and "MAE" not in detection
     header, _, row = counts.splitlines()
-    assert (header.split(), row.split()) == (["data", "set", "MAE", "bias"], ["cells", "3.142", "-"])
+    assert (header.split(), row.split()) == (["data", "set", "task", "MAE", "bias"], ["cells", "counts", "3.142", "-"])
 
 
 def test_record_that_is_broken(tmp_path: Path) -> None:

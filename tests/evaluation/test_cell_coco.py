@@ -328,7 +328,7 @@ def test_categories_are_called_by_their_names(registered) -> None:
 
 
 def test_keeps_neither_masks_nor_ious(registered) -> None:
-    """What is kept of an image, and sent by each process, is about 20 bytes a detection and task."""
+    """What is kept of an image, and sent by each process, is about 24 bytes a detection and task."""
     masks = [disc(5 + 7 * column, 5 + 7 * row, 3) for row in range(11) for column in range(11)]
     registered([record(n, [annotation(mask) for mask in masks]) for n in range(3)])
     evaluator = CellCOCOEvaluator(NAME)
@@ -338,7 +338,7 @@ def test_keeps_neither_masks_nor_ious(registered) -> None:
         evaluator.process([{"image_id": number}], [{"instances": detected(masks, [0.5] * 121, [0] * 121)}])
         sizes.append(len(pickle.dumps(evaluator._images._results)))
     # An image's 121 x 121 IoUs alone are 117 kB, its masks as text 10 kB.
-    assert sizes[2] - sizes[1] < 2 * 121 * 20 + 1000
+    assert sizes[2] - sizes[1] < 2 * 121 * 24 + 1000
 
 
 def test_order_of_images_does_not_matter(registered) -> None:
@@ -508,6 +508,30 @@ def test_two_processes_are_as_good_as_one(registered, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "instances_results.json").read_text())
     assert len(written) == sum(len(instances) for instances in predictions.values())
     assert not list(tmp_path.glob("*.part*")) and not list(tmp_path.glob(".*"))
+
+
+def test_two_evaluations_at_once_keep_their_files_apart(registered, tmp_path: Path) -> None:
+    registered([record(n, [annotation(disc(20, 20, 10))]) for n in range(2)])
+    both = [CellCOCOEvaluator(NAME, output_dir=str(tmp_path)) for _ in range(2)]
+    for evaluator in both:
+        evaluator.reset()
+    for image_id in range(2):
+        for evaluator, score in zip(both, (0.25, 0.75), strict=True):
+            evaluator.process([{"image_id": image_id}], [{"instances": detected([disc(20, 20, 10)], [score], [0])}])
+    for evaluator, score in zip(both, (0.25, 0.75), strict=True):
+        evaluator.evaluate()
+        written = json.loads((tmp_path / "instances_results.json").read_text())
+        assert [(one["image_id"], one["score"]) for one in written] == [(0, score), (1, score)]
+    assert [path.name for path in tmp_path.iterdir()] == ["instances_results.json"]
+
+
+def test_an_evaluation_that_ends_early_leaves_no_part(registered, tmp_path: Path) -> None:
+    registered([])
+    evaluator = CellCOCOEvaluator(NAME, output_dir=str(tmp_path))
+    evaluator.reset()
+    assert len(list(tmp_path.iterdir())) == 1
+    del evaluator
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_results_file(registered, tmp_path: Path) -> None:

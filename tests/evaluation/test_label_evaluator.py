@@ -13,7 +13,6 @@ from pycocotools import mask as mask_util
 from cupre_d2 import add_cupre_config
 from cupre_d2.errors import ConfigError, DatasetError
 from cupre_d2.evaluation.build import build_evaluators
-from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
 from cupre_d2.evaluation.label_evaluator import LabelEvaluator
 
 NAME = "label_evaluator_test"
@@ -154,15 +153,6 @@ def make_cfg(**test: Any) -> CfgNode:
     for key, value in test.items():
         cfg.TEST[key] = value
     return cfg
-
-
-def test_configs_name_evaluators() -> None:
-    assert [type(one) for one in build_evaluators(make_cfg(), NAME)] == [CellCOCOEvaluator]
-    both = build_evaluators(make_cfg(EVALUATORS=["labels", "cell_coco", "labels"]), NAME)
-    assert [type(one) for one in both] == [LabelEvaluator, CellCOCOEvaluator]
-    for names in (("coco",), ()):
-        with pytest.raises(ConfigError, match="TEST.EVALUATORS .* expected one or more of cell_coco, labels"):
-            build_evaluators(make_cfg(EVALUATORS=names), NAME)
 
 
 def test_settings_reach_the_evaluators(registered) -> None:

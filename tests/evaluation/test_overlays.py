@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
+from cupre_d2.data.images import read_record
 from cupre_d2.evaluation.overlays import CAPTION_HEIGHT, GAP, OverlayWriter, draw_overlay
 
 HEIGHT, WIDTH = 96, 128
@@ -172,6 +173,16 @@ def test_writes_pictures_spread_over_the_data_set(dataset: list[dict[str, Any]],
     assert (overview == np.vstack(pictures)).all()
     image = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
     assert (pictures[1] == draw_overlay(image, dataset[4], detected([square(12, 12, 20)], [0.8]))).all()
+
+
+def test_images_are_stretched_as_the_model_sees_them(dataset: list[dict[str, Any]], tmp_path: Path) -> None:
+    deep = np.linspace(0, 60000, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    Image.fromarray(deep).save(dataset[0]["file_name"])
+    run(OverlayWriter(NAME, 1, str(tmp_path / "out"), (10, 50)), dataset)
+    picture = np.asarray(Image.open(tmp_path / "out" / "overlays" / NAME / "im0.png"))
+    image = read_record(dataset[0], "RGB", (10, 50))
+    assert (image != read_record(dataset[0], "RGB")).any()
+    assert (picture == draw_overlay(image, dataset[0], detected([square(12, 12, 20)], [0.8]))).all()
 
 
 def test_more_pictures_than_images(dataset: list[dict[str, Any]], tmp_path: Path) -> None:

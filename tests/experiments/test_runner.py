@@ -1,4 +1,4 @@
-"""Order, threads, failures."""
+"""Order, threads, failures, and what is said of the time left."""
 
 import signal
 import subprocess
@@ -12,10 +12,10 @@ import pytest
 
 from cupre_d2.engine.preemption import RESUME_ME
 from cupre_d2.errors import ResultsError
-from cupre_d2.experiments import local_engine, runner
-from cupre_d2.experiments.attempts import TaskError, read_seconds
-from cupre_d2.experiments.local_engine import LocalEngine
-from cupre_d2.experiments.runner import run
+from cupre_d2.experiments import engines, runner
+from cupre_d2.experiments.engines import LocalEngine
+from cupre_d2.experiments.runner import TaskError, paces, run, time_left
+from cupre_d2.experiments.tasks import read_seconds
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def test_signals_end_the_processes_too(code: str, again: bool, tmp_path: Path) -
     main = f"""
 from pathlib import Path
 from cupre_d2.engine.preemption import watching
-from cupre_d2.experiments.local_engine import LocalEngine
+from cupre_d2.experiments.engines import LocalEngine
 from cupre_d2.experiments.runner import run
 from tests.experiments.test_runner import Script, outlook
 with watching():
@@ -130,12 +130,23 @@ def running(process_id: str) -> bool:
         return False
 
 
-def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_engine.os, "sched_getaffinity", lambda process: set(range(6)))
-    for jobs, threads in ((1, 6), (2, 3), (4, 1), (9, 1)):
-        key = f"of_{jobs}"
-        run({key: Script(key, tmp_path, code="print(os.environ['OMP_NUM_THREADS'])")}, LocalEngine(jobs), outlook)
-        assert (tmp_path / f"{key}.txt").read_text() == f"{threads}\n"
+@pytest.mark.parametrize(
+    ("jobs", "needs", "threads"),
+    [
+        (1, {"a": (), "b": ()}, {"a": 6, "b": 6}),
+        # Nothing can run beside the first; then two share the cores.
+        (2, {"a": (), "b": ("a",), "c": ("a",)}, {"a": 6, "b": 3, "c": 3}),
+        (4, {"a": (), "b": (), "c": ()}, {"a": 2, "b": 2, "c": 2}),
+        (9, {key: () for key in "abcdefg"}, dict.fromkeys("abcdefg", 1)),
+    ],
+)
+def test_cores_are_divided_by_what_can_run(
+    jobs: int, needs: dict, threads: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda process: set(range(6)))
+    code = "import time; print(os.environ['OMP_NUM_THREADS']); time.sleep(1)"
+    run({key: Script(key, tmp_path, needed, code) for key, needed in needs.items()}, LocalEngine(jobs), outlook)
+    assert {key: int((tmp_path / f"{key}.txt").read_text()) for key in needs} == threads
 
 
 def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +165,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     log, timing = tmp_path / "log", tmp_path / "timing"
     start = f"Attempt([sys.executable, '-c', {child!r}], Path({str(log)!r}), Path({str(timing)!r}), dict(os.environ))"
-    code = f"import os, sys\nfrom pathlib import Path\nfrom cupre_d2.experiments.attempts import Attempt\n{start}\ninput()"
+    code = f"import os, sys\nfrom pathlib import Path\nfrom cupre_d2.experiments.engines import Attempt\n{start}\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
         wait_for(lambda: log.is_file() and log.read_text().strip() != "")
         parent.kill()
@@ -193,3 +204,26 @@ def test_a_broken_timing_is_said_before_the_process_starts(content: str, tmp_pat
     with pytest.raises(ResultsError, match="a.timing.json: broken .*; remove it"):
         run({"a": script}, LocalEngine(1), outlook)
     assert not (tmp_path / "order").exists()
+
+
+@dataclass(frozen=True)
+class Thing:
+    kind: str
+    work: int
+    took: float | None = None
+
+    def finished(self) -> bool:
+        return self.took is not None
+
+    def seconds(self) -> float | None:
+        return self.took
+
+
+def test_what_is_finished_is_the_measure() -> None:
+    things = [Thing("a", 50, 100.0), Thing("a", 50, 200.0), Thing("b", 1, 6.0)]
+    assert paces(things) == {"a": 3.0, "b": 6.0}
+    assert time_left(things, 1) == "0 of 3 to run"
+    assert time_left([*things, Thing("a", 40), Thing("a", 80)], 2) == "2 of 5 to run, about 3 min left"
+    unknown = time_left([*things, Thing("a", 40), Thing("c", 80)], 1)
+    assert unknown == "2 of 5 to run, about 2 min left and 1 tasks of which nothing is measured yet"
+    assert time_left([*things, Thing("c", 80)], 1) == "1 of 4 to run, time unknown: nothing like them is measured yet"

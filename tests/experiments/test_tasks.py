@@ -1,6 +1,8 @@
 """Tasks that pipelines share, and what makes two stages one."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import yaml
 from cupre_d2.engine import pipeline
 from cupre_d2.engine.results import write_json
 from cupre_d2.engine.stages import load_stages
-from cupre_d2.errors import ResultsError
-from cupre_d2.experiments.tasks import Evaluation, Task, TaskList
+from cupre_d2.errors import ConfigError, ResultsError
+from cupre_d2.experiments import tasks as tasks_module
+from cupre_d2.experiments.tasks import EvaluationTask, Task, TaskList
 
 MINI = "configs/mini"
 METRICS = {"segm": {"AP": 3.0}, "bbox": {"AP": 4.0}}
@@ -29,7 +32,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     tasks = TaskList(tmp_path)
 
     def add(arm: str, *opts: object, to: TaskList = tasks) -> tuple:
-        return to.add(load_stages(f"{MINI}/{arm}_bbbc038_5pct.yaml", opts)[1]), to.tasks
+        return to.add(load_stages(f"{MINI}/{arm}.yaml", ["PIPELINE.TARGET", "bbbc038", *opts])[1]), to.tasks
 
     return add
 
@@ -44,7 +47,7 @@ def test_pretraining_is_shared(add: Callable) -> None:
 
 def test_other_settings_make_another_task(add: Callable) -> None:
     one, tasks = add("coco")
-    other, _ = add("coco", "finetune_bbbc038_5pct.SOLVER.MAX_ITER", 80)
+    other, _ = add("coco", "finetune.SOLVER.MAX_ITER", 80)
     assert one.key != other.key and one.needs == other.needs
     before, _ = add("coco", "coco_pretrain.SOLVER.MAX_ITER", 9)
     assert before.key not in (one.key, other.key) and before.needs != one.needs
@@ -53,12 +56,39 @@ def test_other_settings_make_another_task(add: Callable) -> None:
 
 def test_settings_that_do_not_change_what_is_trained(add: Callable) -> None:
     one, tasks = add("coco")
+    # Nor does what is said to be as it is anyway.
+    assert add("coco", "CLUSTERING.SAMPLES", 5000)[0].key == one.key
     assert add("coco", "DATALOADER.NUM_WORKERS", 3, "OUTPUT_DIR", "elsewhere")[0].key == one.key
     assert len(tasks) == 2
 
 
 def test_keys_do_not_depend_on_where_the_tasks_are(add: Callable, tmp_path: Path) -> None:
     assert add("cupre")[0].key == add("cupre", to=TaskList(tmp_path / "moved"))[0].key
+
+
+def test_a_new_key_leaves_finished_work_known(add: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = add("cupre")[0].key
+    monkeypatch.setattr("cupre_d2.config._registered", [lambda cfg: cfg.SOLVER.__setitem__("NEW", 3)])
+    tasks_module._defaults.cache_clear()
+    try:
+        assert add("cupre", to=TaskList(tmp_path / "later"))[0].key == before
+        assert add("cupre", "SOLVER.NEW", 4, to=TaskList(tmp_path / "later"))[0].key != before
+    finally:
+        tasks_module._defaults.cache_clear()
+
+
+def test_a_changed_default_is_not_taken_for_the_same(add: Callable, tmp_path: Path) -> None:
+    task, _ = add("scratch")
+    saved = task.stage_folder / "config.yaml"
+    saved.parent.mkdir(parents=True)
+    config = yaml.safe_load(task.config) | {"OUTPUT_DIR": str(task.stage_folder)}
+    del config["SOLVER"]["GAMMA"]
+    saved.write_text(yaml.safe_dump(config))
+    add("scratch", to=TaskList(tmp_path))
+    config["SOLVER"]["GAMMA"] = 0.25
+    saved.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="config.yaml: trained with SOLVER.GAMMA 0.25, which is 0.1 now; choose another"):
+        add("scratch", to=TaskList(tmp_path))
 
 
 def test_two_starts(add: Callable) -> None:
@@ -71,12 +101,12 @@ def test_two_starts(add: Callable) -> None:
 
 
 def test_a_stage_without_use_is_not_trained(add: Callable) -> None:
-    _, tasks = add("coco", "finetune_bbbc038_5pct.MODEL.WEIGHTS", "published.pth")
-    assert [task.stage for task in tasks.values()] == ["finetune_bbbc038_5pct"]
+    _, tasks = add("coco", "finetune.MODEL.WEIGHTS", "published.pth")
+    assert [task.stage for task in tasks.values()] == ["finetune"]
 
 
 def test_the_config_in_its_folder_is_the_stage(add: Callable) -> None:
-    task, _ = add("coco", "finetune_bbbc038_5pct.SOLVER.MAX_ITER", 80)
+    task, _ = add("coco", "finetune.SOLVER.MAX_ITER", 80)
     command = task.prepare()
     assert command[-2:] == ["--config-file", str(task.config_file)]
     output_dir, (stage,) = load_stages(command[-1])
@@ -92,7 +122,7 @@ def test_finished(add: Callable) -> None:
     assert not task.finished()
     write_json(
         task.stage_folder / "stage.json",
-        {"name": task.stage, "trainer": task.trainer, "seconds": 14.0, "iterations": 7, "metrics": {"x": {}}},
+        {"name": task.stage, "trainer": "t", "seconds": 14.0, "iterations": 7, "metrics": {"x": {}}},
     )
     assert not task.finished()
     task.checkpoint.write_bytes(b"")
@@ -102,7 +132,7 @@ def test_finished(add: Callable) -> None:
 
 def test_an_evaluation_is_read_from_its_folder(add: Callable) -> None:
     task, _ = add("scratch")
-    evaluation = Evaluation(task, "bbbc038_test")
+    evaluation = EvaluationTask(task, "bbbc038_test")
     command = evaluation.prepare()
     options = dict(zip(command[-6::2], command[-5::2], strict=True))
     assert options["DATASETS.TEST"] == "('bbbc038_test',)" and options["MODEL.WEIGHTS"] == str(task.checkpoint)
@@ -115,7 +145,7 @@ def test_an_evaluation_is_read_from_its_folder(add: Callable) -> None:
 
 
 def finish(task: Task, metrics: dict) -> Path:
-    record = {"name": task.stage, "trainer": task.trainer, "seconds": 14.0, "iterations": 7, "metrics": metrics}
+    record = {"name": task.stage, "trainer": "t", "seconds": 14.0, "iterations": 7, "metrics": metrics}
     write_json(task.stage_folder / "stage.json", record)
     task.checkpoint.write_bytes(b"")
     return task.stage_folder / "stage.json"
@@ -143,13 +173,46 @@ def test_a_broken_record_is_said_in_one_line(content: str, add: Callable) -> Non
         task.finished()
 
 
-@pytest.mark.parametrize("metrics", [{}, {"bbbc038_val": None}, {"bbbc038_val": {"segm": {"AP": 1.0}}}])
+@pytest.mark.parametrize("metrics", [{}, {"bbbc038_val": None}, {"bbbc038_val": {"segm": 1.0}}])
 def test_metrics_that_are_not_there(metrics: dict, add: Callable) -> None:
     task, _ = add("scratch")
     finish(task, metrics)
-    with pytest.raises(ResultsError, match="stage.json: broken .no metrics of boxes and masks on bbbc038_val"):
+    with pytest.raises(ResultsError, match="stage.json: broken .no metrics on bbbc038_val"):
         task.metrics("bbbc038_val")
-    evaluation = Evaluation(task, "bbbc038_test")
+    evaluation = EvaluationTask(task, "bbbc038_test")
     write_json(evaluation.folder / "evaluation.json", {"metrics": metrics})
-    with pytest.raises(ResultsError, match="evaluation.json: broken"):
+    with pytest.raises(ResultsError, match="evaluation.json: broken .no metrics on bbbc038_test"):
         evaluation.metrics()
+
+
+def test_metrics_are_of_any_task(add: Callable) -> None:
+    task, _ = add("scratch")
+    finish(task, {"bbbc038_val": {"counts": {"MAE": 2.5}}})
+    assert task.metrics("bbbc038_val") == {"counts": {"MAE": 2.5}}
+
+
+def line(iteration: int, **values: float) -> str:
+    named = {f"bbbc038_val/segm/{name}": value for name, value in values.items()}
+    return json.dumps({"iteration": iteration, "total_loss": 1.0, **named})
+
+
+@pytest.fixture()
+def curve(add: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Of a run of 240 iterations of four images each, with twelve that are annotated, which has left these lines."""
+    monkeypatch.setattr(tasks_module, "get_records", lambda name: [{}] * 12)
+    task = replace(add("scratch", "SOLVER.IMS_PER_BATCH", 4)[0], work=240)
+
+    def curve(final: float | None, *lines: str) -> list[tuple]:
+        finish(task, {"bbbc038_val": {"segm": {"AP": final}}})
+        (task.stage_folder / "metrics.json").write_text("\n".join(lines))
+        return task.curve("bbbc038_val", "segm", "AP")
+
+    return curve
+
+
+def test_curves_have_periodic_values_and_the_last(curve: Callable) -> None:
+    # A killed run left half a line, and its second try repeats an evaluation.
+    lines = [line(79, AP=3.0), line(99), line(79, AP=4.0), line(159, AP=5.0), line(179), '{"iteration": 19']
+    assert curve(6.0, *lines) == [(80, pytest.approx(80 / 3), 4.0), (160, pytest.approx(160 / 3), 5.0), (240, 80.0, 6.0)]
+    assert curve(6.0, line(19)) == [(240, 80.0, 6.0)]
+    assert curve(None, line(79, AP=float("nan"))) == []

@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cupre_d2.engine.single_phase import build_network
-from cupre_d2.experiments.figures import bars
-from cupre_d2.experiments.frames import text_table, where, with_spread
-from cupre_d2.experiments.pages import Block, Plot
-from cupre_d2.experiments.tables import SEEDS, Experiment, FinishedTable, Run, Table, Values, register_table
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -28,7 +23,12 @@ from cupre_d2.data import get_records
 from cupre_d2.data.loaders import build_detection_loader
 from cupre_d2.engine import TRAINER_REGISTRY, OptimizerPhase, StageTrainer
 from cupre_d2.engine.preflight import check_settings, check_tests
+from cupre_d2.engine.single_phase import build_network
 from cupre_d2.evaluation.build import register_evaluator
+from cupre_d2.experiments.blocks import Block, Plot
+from cupre_d2.experiments.frames import text_table, where, with_spread
+from cupre_d2.experiments.plots import bars
+from cupre_d2.experiments.tables import SEEDS, Experiment, FinishedTable, Run, Table, Values, register_table
 from cupre_d2.report import PipelineResults, register_section
 from cupre_d2.solver.build import build_optimizer
 

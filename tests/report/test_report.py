@@ -57,8 +57,8 @@ def data_of(html: str) -> dict:
 
 def test_numbers(output: Path) -> None:
     text = text_of(page(output))
-    assert f"{DATASET} bbox, % 41.3 62.0 – 33.3" in text
-    assert f"{DATASET} segm, % 40.0 60.0 – 35.0" in text
+    assert f"{DATASET} bbox, % 41.3 62.0 - 33.3" in text
+    assert f"{DATASET} segm, % 40.0 60.0 - 35.0" in text
     assert "AP-hela 12.5" in text
     assert "finetune 80 1 h 1 min DetectionTrainer" in text
     assert "torch 2.14.1" in text
@@ -269,9 +269,9 @@ def test_a_project_adds_a_section(output: Path, caplog: pytest.LogCaptureFixture
 def test_metrics_that_are_not_percent(output: Path) -> None:
     counts = {"MAE": 1234.5678, "MAE_few-cells": 0.0123456, "bias": None}
     metrics = {DATASET: {"counts": counts, "speed": {"rate": 3.0}, "segm": {"AP": 40.04}}}
-    change(output, metrics=metrics, units={"counts": "cells", "segm": "percent", "speed": ""})
+    change(output, metrics=metrics, units={"counts": "cells", "segm": "%", "speed": ""})
     text = text_of(page(output))
-    assert f"task MAE MAE_few-cells bias {DATASET} counts, cells 1235 0.01235 –" in text
+    assert f"task MAE MAE_few-cells bias {DATASET} counts, cells 1235 0.01235 -" in text
     assert f"{DATASET} speed 3 " in text and f"{DATASET} segm, % 40.0" in text
 
 
@@ -307,6 +307,6 @@ def test_some_of_the_stages(output: Path) -> None:
 
 def test_texts() -> None:
     values = (None, float("nan"), 0.0, 99.96)
-    assert [as_text(value, "percent") for value in values] == ["–", "–", "0.0", "100.0"]
-    assert [as_text(value, "cells") for value in values] == ["–", "–", "0", "99.96"]
+    assert [as_text(value, "%") for value in values] == ["-", "-", "0.0", "100.0"]
+    assert [as_text(value, "cells") for value in values] == ["-", "-", "0", "99.96"]
     assert [duration(seconds) for seconds in (3.4, 61, 3600)] == ["3 s", "1 min 1 s", "1 h 0 min"]

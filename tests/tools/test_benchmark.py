@@ -24,7 +24,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture()
 def figure(tool: ModuleType) -> type:
-    return importlib.import_module("benchmarks.figure").Figure
+    return importlib.import_module("benchmarks").Figure
 
 
 @pytest.fixture()
@@ -62,7 +62,7 @@ def test_bars_hold_at_equality_and_below_zero(figure: type) -> None:
 
 
 def test_each_benchmark_can_be_run(tool: ModuleType) -> None:
-    assert "data" in tool.NAMES and not {"figure", "process"} & set(tool.NAMES)
+    assert {"data", "evaluation", "watershed"} < set(tool.NAMES)
     for name in tool.NAMES:
         assert callable(importlib.import_module(f"benchmarks.{name}").run)
 
@@ -94,10 +94,30 @@ def test_data_in_small(
     MetadataCatalog.remove("big")
 
 
+def test_evaluation_in_small(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours has pycocotools' numbers; a peer that is not installed is named."""
+    evaluation = importlib.import_module("benchmarks.evaluation")
+    peers = {"pycocotools": evaluation.PEERS["pycocotools"], "no_such_peer": ("no_such_peer.COCO", "no_such_peer.COCOeval")}
+    for name, value in (("IMAGES", 2), ("CELLS", 60), ("DETECTIONS", 80), ("TURNS", 1), ("PEERS", peers)):
+        monkeypatch.setattr(evaluation, name, value)
+
+    def measured(what: str, folder: Path) -> dict[str, Any]:
+        _, numbers = (evaluation._ours() if what == "ours" else evaluation._peer(what))(folder)
+        return {"seconds": 1, "alone": 1, "bytes": 1, "numbers": numbers}
+
+    monkeypatch.setattr(evaluation, "_measure", measured)
+    apart, *others = evaluation.run()
+    assert apart.holds and apart.value < 1e-9
+    assert [str(figure) for figure in others if "no_such_peer" in figure.name] == ["no_such_peer: nan (not installed)"]
+    for name in ("cells", "cells read"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
 @pytest.mark.slow
 def test_memory_in_small(tool: ModuleType) -> None:
     """AMT² holds its parts and no more; recomputing keeps less for the backward pass."""
-    measure = importlib.import_module("benchmarks.process").measure
+    measure = importlib.import_module("benchmarks").measure
     memory = importlib.import_module("benchmarks.memory")
     config = str(Path("configs/mini/stages/amt2.yaml").resolve())
     # AdamW holds two numbers a weight where the parts count one.

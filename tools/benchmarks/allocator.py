@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from detectron2.utils.events import EventStorage
 
-from benchmarks.figure import Figure
+from benchmarks import Figure, measure, read_memory
 from benchmarks.memory import images
-from benchmarks.process import measure, memory
 
 CONFIG = str(Path(__file__).parents[2] / "configs/mini/stages/coco_pretrain.yaml")
 # Pixels: images of a batch differ, as they do in training.
@@ -63,4 +62,4 @@ def steps(kept: bool) -> None:
             loss.backward()
             optimizer.step()
             taken.append(time.perf_counter() - started)
-    print(json.dumps({"seconds": statistics.median(taken[WARM_UP:]), "peak": memory("VmHWM")}))
+    print(json.dumps({"seconds": statistics.median(taken[WARM_UP:]), "peak": read_memory("VmHWM")}))

@@ -15,8 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, read_memory
 
 PACKAGES = ("cupre_d2", "resnest", "timm")
 SIZE, THREADS, GPU_BATCH = 512, 2, 16
@@ -128,12 +127,12 @@ def convolutions(depth: int) -> None:
 def peak(package: str, depth: int) -> None:
     """Prints the peak memory of a few passes and the model, in bytes."""
     torch.set_num_threads(THREADS)
-    before = memory("VmRSS")
+    before = read_memory("VmRSS")
     model = _Features(package, depth)
     images = torch.rand(1, 3, SIZE, SIZE)
     for _ in range(WARM_UP):
         _pass(model, images)
-    print(memory("VmHWM") - before)
+    print(read_memory("VmHWM") - before)
 
 
 def _pass(model: nn.Module, images: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figure import Figure
+from benchmarks import Figure
 
 SAMPLES, FEATURES, CENTROIDS = 5000, 32, 500
 EPOCHS, TURNS = 10, 4

@@ -12,8 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, read_memory
 from cupre_d2.errors import DatasetError
 
 IMAGES, INSTANCES, REPETITIONS = 3253, 1_000_000, 3
@@ -100,7 +99,7 @@ def child(what: str, json_file: str) -> None:
     from cupre_d2.data.formats.coco_json import load_coco_json
 
     folder = str(Path(json_file).parent)
-    before, started = memory("VmRSS"), time.perf_counter()
+    before, started = read_memory("VmRSS"), time.perf_counter()
     if what == "detectron2":
         records = peer(json_file, folder)
     elif what == "ours":
@@ -110,13 +109,13 @@ def child(what: str, json_file: str) -> None:
         records = None
     measured = {
         "seconds": time.perf_counter() - started,
-        "bytes": memory("VmHWM") - before if records else memory("VmRSS") - before,
+        "bytes": read_memory("VmHWM") - before if records else read_memory("VmRSS") - before,
     }
     if records is not None:
         assert sum(len(record["annotations"]) for record in records) >= INSTANCES
     if what.endswith("workers"):
         records = get_records("big")
-        measured = {"held": memory("VmRSS") - before, "bytes": _added_by_workers(records, int(what.split()[0]))}
+        measured = {"held": read_memory("VmRSS") - before, "bytes": _added_by_workers(records, int(what.split()[0]))}
     print(json.dumps(measured))
 
 
@@ -141,4 +140,4 @@ def _added_by_workers(records: list[dict], count: int) -> int:
 
 
 def _pss(process: str) -> int:
-    return memory("Pss", f"/proc/{process}/smaps_rollup")
+    return read_memory("Pss", f"/proc/{process}/smaps_rollup")

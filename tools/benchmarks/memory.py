@@ -22,8 +22,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, read_memory
 
 CONFIG = str(Path(__file__).parents[2] / "configs/stages/amt2.yaml")
 # Pixels; of a COCO image at SIZE_TRAIN 800, and of a view.
@@ -138,12 +137,12 @@ def _bytes(parameters: dict[int, nn.Parameter]) -> int:
 
 def peak(phase: str, opts: tuple[str, ...]) -> None:
     """Prints the peak of a step of the phase, everything that the trainer holds included, bytes."""
-    before = memory("VmRSS")
+    before = read_memory("VmRSS")
     trainer = _trainer(opts, CONFIG)
     batch = _views(VIEWS) if phase == "moco" else images(2, SMALL_IMAGE, SMALL_IMAGE)
     for _ in range(2):
         _step(trainer, phase, batch)
-    print(memory("VmHWM") - before)
+    print(read_memory("VmHWM") - before)
 
 
 def activations(phase: str, opts: tuple[str, ...], config: str = CONFIG) -> None:

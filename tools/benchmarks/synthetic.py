@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from benchmarks.figure import Figure
+from benchmarks import Figure
 
 IMAGES, SIZE, PROCESSES, ROUNDS = 150, 256, 2, 5
 # The bar of the issue, an absolute number.

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.figure import Figure
+from benchmarks import Figure
 
 HEIGHT, WIDTH, ROWS, COLUMNS = 520, 704, 15, 20
 BORDER_WIDTH, TURNS = 2, 15

@@ -1,1 +1,0 @@
-"""The table of CUPre's paper: arms by annotated share and seed."""
