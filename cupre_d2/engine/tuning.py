@@ -29,8 +29,7 @@ from cupre_d2.data.catalog import Record
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.data.mappers import DetectionMapper
 from cupre_d2.engine.results import thresholds
-from cupre_d2.evaluation.cells import TrueCells
-from cupre_d2.evaluation.masks import pixels
+from cupre_d2.evaluation.cells import TrueCells, pixels
 from cupre_d2.modeling.watershed import Thresholds, resize, segment
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from faster_coco_eval import mask as fast_mask
 from torch import nn
 
 from cupre_d2.checkpoint.packages import FACTS, WEIGHTS, package_folder, read_facts, read_weights, write_files
@@ -30,7 +29,7 @@ from cupre_d2.engine.stages import merge_dict
 from cupre_d2.engine.tuning import Tuning
 from cupre_d2.errors import CheckpointError, ConfigError, DatasetError, closest
 from cupre_d2.evaluation.build import tasks
-from cupre_d2.evaluation.masks import to_rle
+from cupre_d2.evaluation.cells import areas_of, to_rles
 from cupre_d2.modeling.layers import revert_sync_batchnorm
 
 KINDS = {"GeneralizedRCNN": "detector", "SemanticWatershed": "watershed"}
@@ -211,8 +210,8 @@ class _Images:
 def _areas(record: Record) -> list[float]:
     cells = [annotation for annotation in record.get("annotations", ()) if not annotation.get("iscrowd", 0)]
     unmeasured = [one["segmentation"] for one in cells if "area" not in one and one.get("segmentation")]
-    masks = [to_rle(segmentation, record["height"], record["width"]) for segmentation in unmeasured]
-    areas = [one["area"] for one in cells if "area" in one] + (list(map(float, fast_mask.area(masks))) if masks else [])
+    masks = to_rles(unmeasured, record["height"], record["width"])
+    areas = [one["area"] for one in cells if "area" in one] + list(map(float, areas_of(masks)))
     return [area for area in areas if area > 0]
 
 
@@ -327,7 +326,7 @@ def card(facts: Mapping[str, Any]) -> str:
         f"| {one['name']} | {one['for']} | {one['images']} | {one['annotations']} | {one['licence'] or '–'} |"
         for one in facts["training"]["datasets"]
     )
-    metrics = table(evaluation["metrics"], evaluation["units"]) if evaluation["metrics"] else "not evaluated"
+    metrics = table(evaluation["metrics"]) if evaluation["metrics"] else "not evaluated"
     before = facts["before"]
     chosen = (
         f"\nOf the model that fine-tuning started from and the fine-tuned one, this is {before['kept']}.\n" if before else ""

@@ -19,8 +19,8 @@ from cupre_d2.config import default_config
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.engine import tuning
 from cupre_d2.engine.tuning import NMS, SCORE, tune
+from cupre_d2.evaluation.cells import encode_mask, paint
 from cupre_d2.evaluation.label_metrics import Counts, match, overlap, overlap_of_masks
-from cupre_d2.evaluation.masks import encode_mask, paint
 from cupre_d2.modeling.watershed import Thresholds, segment
 
 
