@@ -14,7 +14,7 @@ from cupre_d2.files import write_whole
 from cupre_d2.predict.package import Package
 
 Outputs = tuple[torch.Tensor, ...]
-# Times the stride of a network, of an exported one's images.
+# Of the images of a torch.export program, in strides of the network.
 LARGEST_SIDE = 512
 
 
@@ -48,8 +48,7 @@ def export(package: Package, out: str | Path, example: torch.Tensor) -> None:
     stride = int(package.model.decoder.stride) if is_watershed else 1  # type: ignore[union-attr, arg-type]
     height, width = (side // stride * stride for side in image.shape[1:])
     image = image[:, :height, :width]
-    # A transposed crop is of another size.
-    other = image[:, :, : max(stride, width // 2 // stride * stride)].transpose(1, 2).contiguous()
+    other = torch.cat([image, image.flip(1)], 1).transpose(1, 2).contiguous()
     with torch.no_grad():
         expected = [_run(network, one) for one in (image, other)]
         if not is_watershed and not len(expected[0][0]):
@@ -103,8 +102,11 @@ def _script(network: nn.Module, image: torch.Tensor, stride: int, path: str) -> 
 
 
 def _program(network: nn.Module, image: torch.Tensor, stride: int, path: str) -> Callable[[torch.Tensor], Any]:
-    height, width = (stride * torch.export.Dim(name, min=1, max=LARGEST_SIDE) for name in ("rows", "columns"))
-    torch.export.save(torch.export.export(network, (image,), dynamic_shapes=({1: height, 2: width},)), path)
+    shapes = None
+    if not isinstance(network, TracingAdapter):
+        height, width = (stride * torch.export.Dim(name, min=1, max=LARGEST_SIDE) for name in ("rows", "columns"))
+        shapes = ({1: height, 2: width},)
+    torch.export.save(torch.export.export(network, (image,), dynamic_shapes=shapes), path)
     return torch.export.load(path).module()
 
 

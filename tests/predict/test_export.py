@@ -13,7 +13,10 @@ def image() -> torch.Tensor:
     return torch.arange(3 * 96 * 128).reshape(3, 96, 128) % 251
 
 
-@pytest.mark.parametrize(("kind", "ending"), [("watershed", "ts"), ("watershed", "pt2"), ("detector", "ts")])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("watershed", "ts"), pytest.param("watershed", "pt2", marks=pytest.mark.slow), ("detector", "ts")]
+)
 def test_says_the_same_without_the_package(packed, kind: str, ending: str, tmp_path: Path) -> None:  # noqa: ANN001, F811
     package = load_package(str(packed[kind][0]), device="cpu")
     file = tmp_path / f"model.{ending}"
@@ -33,6 +36,7 @@ def test_says_the_same_without_the_package(packed, kind: str, ending: str, tmp_p
             )
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_is_said(packed, tmp_path: Path) -> None:  # noqa: ANN001, F811
     package = load_package(str(packed["detector"][0]), device="cpu")
     with pytest.raises(CheckpointError, match=r"expected an ending of .ts, .pt2; ONNX is not written") as refused:
