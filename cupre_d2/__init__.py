@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 
 from cupre_d2 import data, engine, modeling
 from cupre_d2.config import add_cupre_config
-from cupre_d2.data.detectron2_images import warn_of_deep_images
+from cupre_d2.data.mappers import warn_of_deep_images
 from cupre_d2.data.synthetic import register_synthetic
 
 register_synthetic()

@@ -1,6 +1,7 @@
 """Every config key this plugin adds to Detectron2's, with its meaning and unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -27,6 +28,14 @@ def default_config() -> CN:
     for add in _registered:
         add(cfg)
     return cfg
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by whole keys, as SOLVER.BASE_LR."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 # Keys of SOLVER that say nothing of a phase.

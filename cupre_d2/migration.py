@@ -97,13 +97,17 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _of_the_fork(raw: dict[str, Any], source: str) -> dict[str, Any]:
-    resnets, backbone = _section(raw, "RESNETS"), _section(raw, "BACKBONE")
+    resnets, backbone = (_dict(_dict(raw.get("MODEL")).get(name)) for name in ("RESNETS", "BACKBONE"))
     name = backbone.get("NAME")
     if OURS in resnets or not isinstance(name, str) or "resnet" not in name:
         return raw
     radix = resnets.get("RADIX", 1)
     if not isinstance(radix, int) or radix <= 1:
-        _refuse_parts(resnets, source)
+        if parts := [key for key in OF_RESNEST if resnets.get(key) is True]:
+            raise ConfigError(
+                f"{source}: MODEL.RESNETS.{parts[0]} True without RADIX above 1: a variant of ResNet that Detectron2's "
+                "builder does not build; expected RADIX 2 (ResNeSt), or False"
+            )
         return raw
     if name not in BUILDERS:
         raise ConfigError(f"{source}: MODEL.BACKBONE.NAME {name} with RADIX {radix}: expected {' or '.join(BUILDERS)}")
@@ -117,16 +121,3 @@ def _of_the_fork(raw: dict[str, Any], source: str) -> dict[str, Any]:
     # A stage's file is read again when it is a pipeline of its own.
     log_first_n(logging.INFO, said, key="message", name=__name__)
     return migrated
-
-
-def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    return _dict(_dict(raw.get("MODEL")).get(name))
-
-
-def _refuse_parts(resnets: dict[str, Any], source: str) -> None:
-    parts = [key for key in OF_RESNEST if resnets.get(key) is True]
-    if parts:
-        raise ConfigError(
-            f"{source}: MODEL.RESNETS.{parts[0]} True without RADIX above 1: a variant of ResNet that Detectron2's builder "
-            "does not build; expected RADIX 2 (ResNeSt), or False"
-        )

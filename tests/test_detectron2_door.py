@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, dete
 from PIL import Image
 
 from cupre_d2 import config
-from cupre_d2.data.detectron2_images import warn_of_deep_images
+from cupre_d2.data.mappers import warn_of_deep_images
 from cupre_d2.engine import TRAINER_REGISTRY
 from tests.conftest import SLIM, write_coco
 
@@ -42,7 +42,7 @@ def beside_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "configs").symlink_to(root / "configs")
     (tmp_path / "keeping.yaml").write_text(next(block for language, block in PAGE if language == "yaml"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "_REGISTERED", [])
+    monkeypatch.setattr(config, "_registered", [])
     yield tmp_path
     for name in ("my_cells_train", "my_cells_val"):
         DatasetCatalog.pop(name)

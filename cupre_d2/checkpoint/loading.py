@@ -1,4 +1,4 @@
-"""Loading the weights that training starts from."""
+"""Loading the weights that training starts from, and writing published ones under Detectron2's names."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 
 from cupre_d2.checkpoint.packages import read_facts, read_weights
 from cupre_d2.checkpoint.reading import read_checkpoint
-from cupre_d2.checkpoint.sources import Source, Weights, identify, misfit
+from cupre_d2.checkpoint.sources import Source, Weights, backbone_settings, identify, misfit, shipped_config, unbuildable
 from cupre_d2.errors import CheckpointError
+from cupre_d2.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -157,19 +159,18 @@ def _weights(path: str, content: Mapping[str, Any]) -> Weights:
     weights = content[container] if container else content
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: field {container} is a {type(weights).__name__}; expected a dict of weights")
-    tensors = {str(key): value for key, value in weights.items() if _is_plain(value)}
+    tensors = {
+        str(key): value
+        for key, value in weights.items()
+        if isinstance(value, torch.Tensor)
+        and (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
+    }
     if len(tensors) < len(weights):
         others = [str(key) for key in weights if str(key) not in tensors]
         logger.warning("%s: %d entries are no tensors and are left out: %s", path, len(others), first(others))
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
-
-
-def _is_plain(value: Any) -> bool:
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _compare(source: Source, weights: Weights, own: Weights) -> LoadReport:
@@ -241,3 +242,54 @@ def first(items: Sequence[str], shown: int = SHOWN) -> str:
 
 def _beginning(items: Sequence[str], shown: int) -> list[str]:
     return [*items[:shown], *([f"and {len(items) - shown} more"] if len(items) > shown else [])]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a file held and became.
+
+    Attributes:
+        report: compared with the model; without one, every weight counts as matched.
+        settings: of the backbone, by key below MODEL.RESNETS; what no key stands for has a name in lower case.
+        fitting: a config of this repository that has such a backbone, or "".
+    """
+
+    report: LoadReport
+    settings: dict[str, object]
+    fitting: str
+
+
+def convert_weights(source: str, out: str, model: nn.Module | None = None) -> Conversion:
+    """Writes the weights in `source` to `out`, {"model": {name: tensor}, "__author__": …} as torch.save has it.
+
+    Weights that the model has in other shapes are written too: a stage that starts from the file leaves them out anew.
+
+    Args:
+        source: a file of any kind that `identify` knows.
+        out: a file that does not exist.
+        model: the weights must fit it; may be on the meta device. Names are for Mask R-CNNs with FPN where it is missing.
+
+    Raises:
+        CheckpointError: `source` cannot be read, holds weights under unknown names, or does not fit; `out` exists, or
+            its folder does not.
+    """
+    if os.path.lexists(out):
+        raise CheckpointError(f"{out}: exists; give another name")
+    if not Path(out).absolute().parent.is_dir():
+        raise CheckpointError(f"{out}: no folder {Path(out).parent} to write to")
+    if model is None:
+        found = read_source(source)
+        report = LoadReport(found.kind, list(found.weights), left_out=found.left_out, pixels=found.pixels)
+    else:
+        found, report = match_weights(model, source)
+    reason = unbuildable(found)
+    if not found.kind or not found.weights:
+        held = first(list(found.weights))
+        reason = reason or f"holds {held}; expected a detector of Detectron2, a ResNet, a ResNeSt or MoCo"
+    if reason:
+        raise CheckpointError(f"{source}: {reason}")
+    # Without what a view's tensor shares with the rest of its storage.
+    weights = {key: value.clone() for key, value in found.weights.items()}
+    content = {"model": weights, "__author__": f"cupre_d2, from {found.kind}", ARITHMETIC: dict(found.arithmetic)}
+    write_whole(out, lambda file: torch.save(content, file))
+    return Conversion(report, backbone_settings(weights), shipped_config(weights))

@@ -97,7 +97,9 @@ def identify(weights: Weights, model_keys: Iterable[str] = ()) -> Source:
     if "layer1.0.conv1.weight" in weights:
         return _from_torchvision(weights, model_keys)
     if any((match := PLACE.match(key)) and not match[1] for key in weights):
-        return _from_backbone(weights, model_keys)
+        kept = {key: value for key, value in weights.items() if not CLASSIFIER.match(key)}
+        left_out = [key for key in weights if CLASSIFIER.match(key)]
+        return Source("backbone with Detectron2's names", _placed(kept, model_keys), left_out)
     detector = any(key.startswith(DETECTOR_PARTS) for key in weights)
     return Source("detector with Detectron2's names" if detector else "", weights)
 
@@ -149,12 +151,6 @@ def _stem_name(key: str, deep: bool) -> str:
     return f"stem.{key}" if key.startswith("conv1.") else key
 
 
-def _from_backbone(weights: Weights, model_keys: Iterable[str]) -> Source:
-    kept = {key: value for key, value in weights.items() if not CLASSIFIER.match(key)}
-    left_out = [key for key in weights if CLASSIFIER.match(key)]
-    return Source("backbone with Detectron2's names", _placed(kept, model_keys), left_out)
-
-
 def _placed(weights: Weights, model_keys: Iterable[str]) -> Weights:
     places = {match[2]: key for key in model_keys if (match := PLACE.match(key))}
     default = DETECTOR_PREFIX if not places else next(iter(places.values())).partition(next(iter(places)))[0]
@@ -177,7 +173,8 @@ def misfit(source: Source, model: nn.Module) -> str:
     expected = {**backbone_settings(own, common), **_arithmetic(model)}
     differing = [key for key in found if key in expected and found[key] != expected[key]]
     if differing:
-        said = "; ".join(f"{_named(key)}: {found[key]} in the file, {expected[key]} in the model" for key in differing)
+        names = {key: f"MODEL.RESNETS.{key}" if key.isupper() else key for key in differing}
+        said = "; ".join(f"{name}: {found[key]} in the file, {expected[key]} in the model" for key, name in names.items())
         fitting = shipped_config(source.weights)
         return f"{said}; {f'the file goes with {fitting}' if fitting else 'set the config as the file has it'}"
     return unbuildable(source)
@@ -193,10 +190,6 @@ def unbuildable(source: Source) -> str:
         f"RADIX {splits[0]}, NUM_GROUPS {splits[1]}: published networks of these settings pool before the split attention, "
         "ResNeSt here behind it; expected RADIX 2, NUM_GROUPS 1"
     )
-
-
-def _named(setting: str) -> str:
-    return f"MODEL.RESNETS.{setting}" if setting.isupper() else setting
 
 
 def shipped_config(weights: Mapping[str, torch.Tensor]) -> str:
@@ -219,7 +212,13 @@ def backbone_settings(weights: Mapping[str, torch.Tensor], stages: Collection[st
     if not blocks:
         return {}
     first = f"{next(iter(blocks))}.0"
-    return {**_block(shapes, first, tuple(blocks.values())), **_deformable(shapes), **_norm(shapes, first), **_stem(shapes)}
+    settings = {**_block(shapes, first, tuple(blocks.values())), **_deformable(shapes)}
+    norm = "no batch norm" if f"{first}.conv1.norm.weight" in shapes else "none"
+    settings["NORM"] = "a batch norm" if f"{first}.conv1.norm.running_mean" in shapes else norm
+    for name, deep in (("stem.conv1.weight", False), ("stem.conv1_1.weight", True)):
+        if name in shapes:
+            settings |= {"DEEP_STEM": deep, "channels of the images": shapes[name][1]}
+    return settings
 
 
 def _stages(keys: Iterable[str]) -> set[str]:
@@ -258,19 +257,6 @@ def _deformable(shapes: Shapes) -> Settings:
         width = MODULATED_OFFSETS if modulated else OFFSETS
         return settings | {"DEFORM_MODULATED": modulated, "DEFORM_NUM_GROUPS": offset[0] // width}
     return settings
-
-
-def _norm(shapes: Shapes, first: str) -> Settings:
-    if f"{first}.conv1.norm.running_mean" in shapes:
-        return {"NORM": "a batch norm"}
-    return {"NORM": "no batch norm" if f"{first}.conv1.norm.weight" in shapes else "none"}
-
-
-def _stem(shapes: Shapes) -> Settings:
-    for name, deep in (("stem.conv1.weight", False), ("stem.conv1_1.weight", True)):
-        if name in shapes:
-            return {"DEEP_STEM": deep, "channels of the images": shapes[name][1]}
-    return {}
 
 
 def _arithmetic(model: nn.Module) -> dict[str, bool]:

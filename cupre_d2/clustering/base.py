@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cupre_d2.clustering.distances import assign
@@ -87,9 +86,6 @@ class CentroidClusterer(ClusterMixin, BaseEstimator):
         for _ in range(self.epochs):
             yield random.permutation(count) if self.shuffle_data else np.arange(count)
 
-    def _random(self) -> np.random.RandomState:
-        return check_random_state(self.random_state)
-
     def _check_parameters(self) -> None:
         require(is_whole(self.epochs, 1), "epochs", self.epochs, "a whole number, at least 1")
 
@@ -103,12 +99,7 @@ class Progress:
         self._started = self._logged = time.monotonic()
 
     def log(self, epoch: int, distance: float) -> None:
-        """After each epoch.
-
-        Args:
-            epoch: from 0.
-            distance: mean distance from a sample to its winner during the epoch.
-        """
+        """After each epoch, from 0, with the mean distance from a sample to its winner during it."""
         now = time.monotonic()
         if now - self._logged < SECONDS_BETWEEN_LINES:
             return
@@ -116,14 +107,8 @@ class Progress:
         done = epoch + 1
         # Later epochs are no slower: neural gas moves fewer centroids. Growing neural gas may exceed this.
         left = (now - self._started) / done * (self._epochs - done)
-        logger.info(
-            "%s: epoch %d of %d, mean distance to the winner %.4g, about %.0f s left",
-            self._name,
-            done,
-            self._epochs,
-            distance,
-            left,
-        )
+        message = "%s: epoch %d of %d, mean distance to the winner %.4g, about %.0f s left"
+        logger.info(message, self._name, done, self._epochs, distance, left)
 
 
 def decay(start: float, end: float, times: np.ndarray) -> np.ndarray:

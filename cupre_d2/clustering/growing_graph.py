@@ -135,14 +135,19 @@ def learn(graph: Graph, samples: np.ndarray, order: np.ndarray, start: int, rule
             continue
         counts[2] += 1
         if rules.neupy:
+            # Edges that have come to the greatest age go; others age, and their nodes follow the sample, the second too.
             graph.errors[winner] += distance
             _link(graph, winner, second)
             move(graph.weights, winner, sample, rules.step)
-            _age_as_neupy(graph, winner, sample, rules)
+            _drop_edges(graph, winner, rules.max_edge_age)
+            _age_and_pull(graph, winner, sample, rules)
         else:
+            # Edges age, their nodes follow the sample, the second gets a young edge, and edges above the greatest age go.
             graph.errors[winner] += squared
             move(graph.weights, winner, sample, rules.step)
-            _age_as_fritzke(graph, winner, second, sample, rules)
+            _age_and_pull(graph, winner, sample, rules)
+            _link(graph, winner, second)
+            _drop_edges(graph, winner, rules.max_edge_age + 1)
         if counts[2] % rules.n_iter_before_neuron_added == 0 and counts[1] < rules.max_nodes:
             _split(graph, rules)
         for slot in range(counts[0]):
@@ -168,20 +173,10 @@ def _two_nearest(weights: np.ndarray, sample: np.ndarray) -> tuple[int, int, flo
 
 
 @njit(cache=True, nogil=True)
-def _age_as_neupy(graph: Graph, winner: int, sample: np.ndarray, rules: Rules) -> None:
-    """Edges that have come to the greatest age go; others age, and their nodes follow the sample, the second too."""
-    _drop_edges(graph, winner, rules.max_edge_age)
+def _age_and_pull(graph: Graph, winner: int, sample: np.ndarray, rules: Rules) -> None:
     graph.wins[winner] += 1
-    _pull(graph.weights, graph.neighbours[winner, : graph.degrees[winner]], sample, rules.neighbour_step)
-
-
-@njit(cache=True, nogil=True)
-def _age_as_fritzke(graph: Graph, winner: int, second: int, sample: np.ndarray, rules: Rules) -> None:
-    """Edges age, their nodes follow the sample, the second gets a young edge, and edges above the greatest age go."""
-    graph.wins[winner] += 1
-    _pull(graph.weights, graph.neighbours[winner, : graph.degrees[winner]], sample, rules.neighbour_step)
-    _link(graph, winner, second)
-    _drop_edges(graph, winner, rules.max_edge_age + 1)
+    for slot in graph.neighbours[winner, : graph.degrees[winner]]:
+        move(graph.weights, slot, sample, rules.neighbour_step)
 
 
 @njit(cache=True, nogil=True)
@@ -192,12 +187,6 @@ def _drop_edges(graph: Graph, winner: int, age: int) -> None:
         slot = graph.neighbours[winner, place]
         if graph.wins[winner] + graph.wins[slot] - graph.births[winner, place] >= age:
             _unlink(graph, winner, slot)
-
-
-@njit(cache=True, nogil=True)
-def _pull(weights: np.ndarray, slots: np.ndarray, sample: np.ndarray, rate: float) -> None:
-    for slot in slots:
-        move(weights, slot, sample, rate)
 
 
 @njit(cache=True, nogil=True)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numpy as np
+from sklearn.utils import check_random_state
 
 from cupre_d2.clustering.base import CentroidClusterer, Progress, is_number, is_whole, require
 from cupre_d2.clustering.distances import assign
-from cupre_d2.clustering.growing_graph import Graph, Rules, compacted, learn, new_graph
+from cupre_d2.clustering.growing_graph import Rules, compacted, learn, new_graph
 from cupre_d2.errors import ClusteringError
 
 
@@ -71,6 +71,7 @@ class GrowingNeuralGas(CentroidClusterer):
     Raises (`fit`):
         ClusteringError, a ValueError: a single sample, NaN or infinity, a parameter out of range.
 
+    >>> import numpy as np
     >>> samples = np.random.default_rng(0).random((500, 2))
     >>> gas = GrowingNeuralGas(n_iter_before_neuron_added=100, epochs=2, random_state=0).fit(samples)
     >>> gas.cluster_centers_.shape
@@ -116,7 +117,7 @@ class GrowingNeuralGas(CentroidClusterer):
         rules = self._rules()
         if len(samples) < 2:
             raise ClusteringError("n_samples=1: growing neural gas needs at least 2 samples")
-        random = self._random()
+        random = check_random_state(self.random_state)
         count = self.n_start_nodes if isinstance(self.init, str) else len(self.init)
         require(is_whole(count, 2), "n_start_nodes", count, "at least 2 start nodes")
         require(count <= rules.max_nodes, "max_nodes", rules.max_nodes, f"at least the {count} start nodes")
@@ -124,12 +125,20 @@ class GrowingNeuralGas(CentroidClusterer):
         progress = Progress(type(self).__name__, self.epochs)
         for epoch, order in enumerate(self._orders(len(samples), random)):
             updates = graph.counts[2]
-            graph, distance = _learn_epoch(graph, samples, order, rules)
-            progress.log(epoch, distance)
+            position, total = 0, 0.0
+            while position < len(order):
+                if graph.is_full:
+                    graph = compacted(graph, rules.max_nodes)
+                position, distances = learn(graph, samples, order, position, rules)
+                total += distances
+            progress.log(epoch, total / len(order))
             if graph.counts[2] == updates:
                 break
         self.n_epochs_ = epoch + 1
-        self._keep(compacted(graph, 0))
+        graph = compacted(graph, 0)
+        self.cluster_centers_ = graph.weights[: graph.counts[1]].copy()
+        self.errors_ = graph.errors[: graph.counts[1]].copy()
+        self.edges_, self.edge_ages_ = graph.edges()
         self.labels_ = assign(samples, self.cluster_centers_)
         return self
 
@@ -156,20 +165,3 @@ class GrowingNeuralGas(CentroidClusterer):
             float(distance) ** 2 if neupy else float(distance),
             neupy,
         )
-
-    def _keep(self, graph: Graph) -> None:
-        count = graph.counts[1]
-        self.cluster_centers_ = graph.weights[:count].copy()
-        self.errors_ = graph.errors[:count].copy()
-        self.edges_, self.edge_ages_ = graph.edges()
-
-
-def _learn_epoch(graph: Graph, samples: np.ndarray, order: np.ndarray, rules: Rules) -> tuple[Graph, float]:
-    """The graph after an epoch, and the mean distance to the winner."""
-    position, total = 0, 0.0
-    while position < len(order):
-        if graph.is_full:
-            graph = compacted(graph, rules.max_nodes)
-        position, distances = learn(graph, samples, order, position, rules)
-        total += distances
-    return graph, total / len(order)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from sklearn.utils import check_random_state
 
 from cupre_d2.clustering.base import CentroidClusterer, Progress, decay, is_number, is_whole, require
 from cupre_d2.clustering.distances import assign, move, nearest, rank, squared_distance
@@ -74,7 +75,7 @@ class ScheduledClusterer(CentroidClusterer):
         count = len(samples)
         if count < self.n_clusters:
             raise ClusteringError(f"n_samples={count} should be >= n_clusters={self.n_clusters}")
-        random = self._random()
+        random = check_random_state(self.random_state)
         centroids = self._drawn(samples, self.n_clusters, random, replace=False)
         progress = Progress(type(self).__name__, self.epochs)
         for epoch, order in enumerate(self._orders(count, random)):

@@ -13,8 +13,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from cupre_d2.checkpoint.convert import Conversion, convert_weights
-from cupre_d2.checkpoint.loading import SHOWN
+from cupre_d2.checkpoint.loading import SHOWN, Conversion, convert_weights
 from cupre_d2.engine.stages import load_stages
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from cupre_d2.data.targets import register_dataset_file
-from cupre_d2.engine import lock
 from cupre_d2.engine.stages import SHIPPED
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import cupre, neural_gas  # noqa: F401 (registers the tables)
@@ -21,6 +20,7 @@ from cupre_d2.experiments.engines import ENGINES
 from cupre_d2.experiments.origin import Origin, beside, check_earlier
 from cupre_d2.experiments.plan import Plan
 from cupre_d2.experiments.tables import TABLES, Experiment, read_grid
+from cupre_d2.files import hold
 
 # Folders of the pipelines' configs below configs/.
 SCALES = {"mini": "mini", "paper": ""}
@@ -81,7 +81,7 @@ def main(words: Sequence[str]) -> None:
     experiment = Experiment(table, dataset, configs, grid, tuple(args.opts), args.datasets or "")
     check_earlier(results, experiment.identity())
     if not args.plan:
-        lock.hold(output, "running experiments there")
+        hold(output, "running experiments there")
         setup_logger(str(output / "log.txt"), name="cupre_d2")
     # Before hours of work, in which the checkout may change.
     origin = Origin.of_this_process()

@@ -91,13 +91,6 @@ def moco_phase_config(cfg: CfgNode, total_iterations: int) -> CfgNode:
     return cfg
 
 
-def moco_network_config(cfg: CfgNode) -> CfgNode:
-    """The stage's config with MoCo in its detector's place."""
-    cfg = moco_phase_config(cfg, 1)
-    cfg.MODEL.META_ARCHITECTURE = "MoCo"
-    return cfg
-
-
 @TRAINER_REGISTRY.register()
 class AlternatingTrainer(StageTrainer):
     """AMT², CUPre's Alternating Multi-Task pre-training (§III).
@@ -130,15 +123,18 @@ class AlternatingTrainer(StageTrainer):
         detector = build_network(cfg)
         self.backbone = detector.get_submodule("backbone.bottom_up")
         self._views_are_set = False
-        self.moco = self._build_moco() if cfg.AMT2.MOCO else None
-        self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        self.moco: MoCo | None = None
         phases: dict[str, OptimizerPhase] = {}
         parts: dict[str, Any] = {}
-        if self.moco:
+        if cfg.AMT2.MOCO:
+            moco = MoCo(self._moco_cfg, query_encoder=self.backbone).to(cfg.MODEL.DEVICE)
+            self.moco = cast(MoCo, trainable_here(cfg, moco))
+            self.moco.warn_if_queue_exceeds(len(self._unlabeled))
             optimizer = build_optimizer(self._moco_cfg, self.moco)
             phases["moco"] = OptimizerPhase.build(0, self._moco_cfg, self.moco, optimizer, prefix="moco/")
             parts["moco"] = self.moco
 
+        self._backbone_parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         decayed = backbone_decay_parameters(detector) if cfg.SOLVER.L2SP.ENABLED else {}
         self.l2_sp = L2SP(decayed, cfg.SOLVER.L2SP.ALPHA, cfg.SOLVER.L2SP.WEIGHT) if decayed else None
         if self.l2_sp:
@@ -149,12 +145,6 @@ class AlternatingTrainer(StageTrainer):
         prefix = "coco/" if phases else ""
         phases["coco"] = OptimizerPhase.build(1, self._coco_cfg, detector, optimizer, self.l2_sp, prefix)
         super().__init__(cfg, detector, phases, self.schedule.total, **parts)
-
-    def _build_moco(self) -> MoCo:
-        moco = MoCo(self._moco_cfg, query_encoder=self.backbone).to(self._moco_cfg.MODEL.DEVICE)
-        moco = cast(MoCo, trainable_here(self._moco_cfg, moco))
-        moco.warn_if_queue_exceeds(len(self._unlabeled))
-        return moco
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
@@ -167,10 +157,11 @@ class AlternatingTrainer(StageTrainer):
         if cfg.AMT2.MOCO:
             check_solver(cfg.AMT2.MOCO_SOLVER, "AMT2.MOCO_SOLVER", comm.get_world_size())
             check_unlabeled(cfg)
-            check_network(moco_network_config(cfg))
-        annotated = training_records(cfg)
+            moco_cfg = moco_phase_config(cfg, 1)
+            moco_cfg.MODEL.META_ARCHITECTURE = "MoCo"
+            check_network(moco_cfg)
+        annotated, unlabeled = training_records(cfg), unlabeled_records(cfg) if cfg.AMT2.MOCO else []
         shard(annotated, 0, cfg.AMT2.ROUNDS, cfg.SEED)
-        unlabeled = unlabeled_records(cfg) if cfg.AMT2.MOCO else []
         return Schedule.from_config(cfg, len(unlabeled), len(annotated)).total
 
     def after_initial_weights(self) -> None:

@@ -9,11 +9,10 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cupre_d2.data.loaders import unlabeled_records
-from cupre_d2.data.samples import Samples, build_sample_loader, draw_samples
+from cupre_d2.data.loaders import Samples, build_sample_loader, draw_samples, unlabeled_records
 from cupre_d2.engine.phases import OptimizerPhase
 from cupre_d2.engine.preflight import check_network, check_settings, check_tests, check_unlabeled
-from cupre_d2.engine.pseudo_labels import START_NODES, as_tensor, pseudo_labels
+from cupre_d2.engine.pseudo_labels import START_NODES, pseudo_labels
 from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY, StageTrainer
 from cupre_d2.errors import ConfigError
@@ -102,27 +101,24 @@ class ClusteringTrainer(StageTrainer):
             self._cluster(samples, round_)
         labels, seed = self._labels.labels.tolist(), (self.seed, TRAINING, round_)
         self.phases[name].reset_data_loader(lambda: build_sample_loader(self.cfg, samples, labels, seed, done))
-        self._set_modes()
-
-    def _cluster(self, samples: Samples, round_: int) -> None:
-        seed = derive(self.seed, CLUSTERING, round_)
-        found = pseudo_labels(self.classifier.latent, samples, self.cfg.CLUSTERING, seed)
-        self._labels.labels = as_tensor(found.labels)
-        self.storage.put_scalars(
-            smoothing_hint=False, **{f"clusters/{name}": value for name, value in found.statistics.items()}
-        )
-        with seeded((self.seed, LAYER, round_)):
-            fresh = nn.Linear(self.classifier.latent.channels, self.cfg.CLUSTERING.CLUSTERS)
-        self.classifier.linear.load_state_dict(fresh.state_dict())
-        for parameter in self.classifier.linear.parameters():
-            self._optimizer.state.pop(parameter, None)
-
-    def _set_modes(self) -> None:
         self.classifier.train()
         if self.cfg.CLUSTERING.NORM_POLICY == "frozen":
             for module in self.classifier.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+
+    def _cluster(self, samples: Samples, round_: int) -> None:
+        seed = derive(self.seed, CLUSTERING, round_)
+        found = pseudo_labels(self.classifier.latent, samples, self.cfg.CLUSTERING, seed)
+        # Checkpoints hold no arrays.
+        self._labels.labels = torch.tensor(found.labels, dtype=torch.long)
+        for name, value in found.statistics.items():
+            self.storage.put_scalar(f"clusters/{name}", value, smoothing_hint=False)
+        with seeded((self.seed, LAYER, round_)):
+            fresh = nn.Linear(self.classifier.latent.channels, self.cfg.CLUSTERING.CLUSTERS)
+        self.classifier.linear.load_state_dict(fresh.state_dict())
+        for parameter in self.classifier.linear.parameters():
+            self._optimizer.state.pop(parameter, None)
 
 
 def check_clustering(cfg: CfgNode) -> None:

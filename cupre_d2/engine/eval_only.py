@@ -43,9 +43,7 @@ def prepare_evaluation(
     """Checks what --eval-only needs: MODEL.WEIGHTS of `opts`, else the checkpoint of the stage (by default the last).
 
     `STAGE.MODEL.WEIGHTS` of the stage goes before `MODEL.WEIGHTS`, as in training. Training images need not be there.
-
-    Raises:
-        CupreError: one line on what cannot be used.
+    Raises CupreError, one line on what cannot be used.
     """
     output_dir, stages = load_stages(config_file, opts)
     stage = select(stages, only)[-1]
@@ -69,8 +67,7 @@ def prepare_evaluation(
 def evaluate(job: Evaluation) -> Metrics:
     """Evaluates a checkpoint; the metrics go to OUTPUT_DIR/evaluation.json, all else to OUTPUT_DIR/evaluation.
 
-    Raises:
-        CheckpointError: the checkpoint does not fit the model.
+    Raises CheckpointError where the checkpoint does not fit the model.
     """
     register_datasets(job.stages)
     commit = checkout()

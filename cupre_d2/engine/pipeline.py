@@ -17,15 +17,15 @@ from detectron2.utils.logger import setup_logger
 
 import cupre_d2
 from cupre_d2.checkpoint.loading import read_source
-from cupre_d2.config import default_config
-from cupre_d2.engine import distributed, lock, packaging, preemption
+from cupre_d2.config import default_config, flatten
+from cupre_d2.engine import distributed, packaging, preemption
 from cupre_d2.engine.preflight import check_processes
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write_results
 from cupre_d2.engine.stage_trainer import TRAINER_REGISTRY
 from cupre_d2.engine.stages import Stage, load_stages, register_datasets
 from cupre_d2.errors import CheckpointError, ConfigError, CupreError, DatasetError, closest
-from cupre_d2.files import write_text
+from cupre_d2.files import hold, release, write_text
 from cupre_d2.migration import migrate
 from cupre_d2.report import write_report
 
@@ -100,11 +100,11 @@ def prepare(
         if later:
             logger.warning(f"--restart of {only}: {', '.join(later)} stay as trained from its earlier weights")
     if first:
-        lock.hold(output_dir, "training there")
+        hold(output_dir, "training there")
         try:
             open_folder(output_dir, stages, chosen, restart)
         except BaseException:
-            lock.release(output_dir)
+            release(output_dir)
             raise
     return Job(output_dir, stages, chosen, steps)
 
@@ -138,7 +138,7 @@ def train(
         log_to(job.output_dir)
         return run(job)
     finally:
-        lock.release(job.output_dir)
+        release(job.output_dir)
 
 
 def log_to(output_dir: str) -> None:
@@ -162,20 +162,14 @@ def _is_no_input_error(record: logging.LogRecord) -> bool:
 
 def select(stages: Sequence[Stage], only: str | None) -> list[Stage]:
     """The stages to run: all, or the one named; raises ConfigError for an unknown name."""
-    if only is None:
-        return list(stages)
-    chosen = [stage for stage in stages if stage.name == only]
-    if not chosen:
+    chosen = [stage for stage in stages if only in (None, stage.name)]
+    if only and not chosen:
         raise ConfigError(f"--stage {only}: no such stage; {closest(only, [stage.name for stage in stages])}")
     return chosen
 
 
 def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> None:
-    """Makes the stages' folders ready; the configs they were trained with must be the ones asked for now.
-
-    Raises:
-        ConfigError: OUTPUT_DIR holds stages of another config, and not `restart`.
-    """
+    """Makes the stages' folders ready; raises ConfigError if OUTPUT_DIR holds stages of other configs, and not `restart`."""
     root = Path(output_dir)
     ours = {stage.folder.name for stage in stages}
     strangers = [path.parent for path in sorted(root.glob("*/config.yaml")) if re.match(r"\d+_", path.parent.name)]
@@ -191,11 +185,11 @@ def open_folder(output_dir: str, stages: Sequence[Stage], chosen: Sequence[Stage
     for stage in chosen:
         if (stage.folder / CONFIG).is_file():
             _check_same(stage)
-        else:
-            try:
-                write_text(stage.folder / CONFIG, f"{VERSION_LINE}{cupre_d2.__version__}\n{stage.cfg.dump()}")
-            except OSError as error:
-                raise ConfigError(f"OUTPUT_DIR {root}: cannot be written to ({error})") from error
+            continue
+        try:
+            write_text(stage.folder / CONFIG, f"{VERSION_LINE}{cupre_d2.__version__}\n{stage.cfg.dump()}")
+        except OSError as error:
+            raise ConfigError(f"OUTPUT_DIR {root}: cannot be written to ({error})") from error
 
 
 def _made_by(folder: Path) -> str:
@@ -209,7 +203,7 @@ def _check_same(stage: Stage) -> None:
     file = stage.folder / CONFIG
     saved = migrate(yaml.safe_load(file.read_text()), str(file))
     # What a version of before did not know, it trained with what is the default now.
-    before = {**_flatten(yaml.safe_load(default_config().dump())), **comparable(saved)}
+    before = {**flatten(yaml.safe_load(default_config().dump())), **comparable(saved)}
     now = comparable(yaml.safe_load(stage.cfg.dump()))
     changed = [key for key in sorted(now) if before.get(key) != now[key]]
     if changed:
@@ -224,21 +218,12 @@ def _check_same(stage: Stage) -> None:
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a stage that decide what is trained, flat; paths in the pipeline's OUTPUT_DIR relative to it."""
     root = os.path.dirname(config["OUTPUT_DIR"])
-    flat = _flatten(config)
-    for key in FREE_KEYS:
-        flat.pop(key, None)
     # A stage's start inside this very folder stays the same start when the folder is moved.
     return {
         key: os.path.relpath(value, root) if isinstance(value, str) and value.startswith(root + os.sep) else value
-        for key, value in flat.items()
+        for key, value in flatten(config).items()
+        if key not in FREE_KEYS
     }
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> dict[str, int]:
@@ -261,15 +246,11 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
             if not path or path in coming:
                 continue
             if not os.path.exists(path):
-                raise CheckpointError(f"stage {stage.name}: MODEL.{key} {path}: no such file{_hint(path, stages)}")
+                maker = next((f"; run stage {one.name} first" for one in stages if str(one.final_checkpoint) == path), "")
+                raise CheckpointError(f"stage {stage.name}: MODEL.{key} {path}: no such file{maker}")
             read_source(path)
         coming.add(str(stage.final_checkpoint))
     return steps
-
-
-def _hint(path: str, stages: Sequence[Stage]) -> str:
-    maker = next((stage.name for stage in stages if str(stage.final_checkpoint) == path), None)
-    return f"; run stage {maker} first" if maker else ""
 
 
 def _instead_of(stage: Stage) -> str:
@@ -285,12 +266,13 @@ def _instead_of(stage: Stage) -> str:
 
 def trainer_class(stage: Stage) -> Any:
     """The trainer, built from a config, that TRAINER names; raises ConfigError with the closest names for an unknown one."""
-    known = dict(TRAINER_REGISTRY)
-    if stage.cfg.TRAINER not in known:
-        raise ConfigError(f"stage {stage.name}: TRAINER {stage.cfg.TRAINER}: {closest(stage.cfg.TRAINER, list(known))}")
-    return known[stage.cfg.TRAINER]
+    name, known = stage.cfg.TRAINER, dict(TRAINER_REGISTRY)
+    if name not in known:
+        raise ConfigError(f"stage {stage.name}: TRAINER {name}: {closest(name, known)}")
+    return known[name]
 
 
+@preemption.watching()
 def run(job: Job) -> Metrics:
     """Trains the chosen stages that are not finished, then writes OUTPUT_DIR/results.json when all of them are.
 
@@ -300,11 +282,6 @@ def run(job: Job) -> Metrics:
     Raises:
         SystemExit: with `preemption.RESUME_ME`, after SIGTERM or SIGUSR1.
     """
-    with preemption.watching():
-        return _run(job)
-
-
-def _run(job: Job) -> Metrics:
     register_datasets(job.stages)
     finished: list[tuple[StageRecord, Stage]] = []
     pace = PipelinePace()

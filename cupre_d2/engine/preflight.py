@@ -37,11 +37,7 @@ def check_settings(cfg: CfgNode) -> None:
 
 
 def check_processes(stages: Sequence[Stage], processes: int) -> None:
-    """Checks what the number of processes that will be started decides.
-
-    Raises:
-        ConfigError: batches that they cannot share, or a device that they cannot work on.
-    """
+    """Raises ConfigError for batches that so many processes cannot share, or a device that they cannot work on."""
     for cfg in (stage.cfg for stage in stages):
         check_solver(cfg.SOLVER, "SOLVER", processes)
         if cfg.TRAINER == "AlternatingTrainer" and cfg.AMT2.MOCO:
@@ -92,7 +88,8 @@ def check_annotated(cfg: CfgNode, names: Sequence[str]) -> None:
             )
         if cfg.INPUT.MASK_FORMAT == "polygon" and name in cfg.DATASETS.TRAIN:
             for record in records:
-                if any(_is_mask(annotation) for annotation in record.get("annotations", ())):
+                cells = [one.get("segmentation") for one in record.get("annotations", ()) if not one.get("iscrowd", 0)]
+                if any(isinstance(mask, dict) for mask in cells):
                     raise ConfigError(
                         f"INPUT.MASK_FORMAT polygon: {name}, image {record['image_id']} has masks as RLE; "
                         "expected INPUT.MASK_FORMAT bitmask"
@@ -172,10 +169,6 @@ def check_tests(cfg: CfgNode) -> None:
     check_best(cfg)
     if cells and cfg.MODEL.META_ARCHITECTURE != "SemanticWatershed" and not cfg.MODEL.MASK_ON:
         raise ConfigError("MODEL.MASK_ON False: cells are evaluated by their masks; expected True, or DATASETS.TEST ()")
-
-
-def _is_mask(annotation: dict) -> bool:
-    return isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd", 0)
 
 
 def check_unlabeled(cfg: CfgNode) -> None:

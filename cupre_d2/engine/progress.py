@@ -106,10 +106,6 @@ class PipelineProgress(EventWriter):
         steps = self._pace.done + total + sum(steps for _, steps in self._pace.later)
         share = 100 * (self._pace.done + here) / steps
         logger.info(
-            f"{self._pace.title}: eta {_clock(left_here)}  |  pipeline: {share:.0f} % of {steps} iterations, "
-            f"eta {_clock(left)}"
+            f"{self._pace.title}: eta {timedelta(seconds=round(left_here))}  |  pipeline: {share:.0f} % of {steps} "
+            f"iterations, eta {timedelta(seconds=round(left))}"
         )
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -4,15 +4,15 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from sklearn.decomposition import PCA
 
 from cupre_d2.clustering import GrowingNeuralGas, NeuralGas, OnlineKMeans
-from cupre_d2.data.samples import Samples
+from cupre_d2.data.loaders import Samples
 from cupre_d2.engine.distributed import share_buffers
 from cupre_d2.errors import ClusteringError, CupreError
 from cupre_d2.modeling.latent import PooledLatent
@@ -63,7 +63,7 @@ def pseudo_labels(latent: PooledLatent, samples: Samples, keys: CfgNode, seed: i
     latents = np.empty((len(samples), latent.channels))
     for rank, share in enumerate(shares):
         latents[rank :: len(shares)] = share.numpy()
-    result: PseudoLabels | CupreError | None = None
+    result: Any = None
     if comm.is_main_process():
         try:
             result = cluster_latents(latents, samples, keys, seed)
@@ -73,18 +73,12 @@ def pseudo_labels(latent: PooledLatent, samples: Samples, keys: CfgNode, seed: i
     result = comm.all_gather(result)[0]
     if isinstance(result, CupreError):
         raise result
-    assert result is not None
     return result
 
 
 def cluster_latents(latents: np.ndarray, samples: Samples, keys: CfgNode, seed: int) -> PseudoLabels:
     """Clusters N x C pooled latents of N samples; as `pseudo_labels`, in this process."""
-    _check_latents(latents, samples)
-    if min(latents.shape) < keys.COMPONENTS:
-        raise ClusteringError(
-            f"CLUSTERING.COMPONENTS {keys.COMPONENTS}: expected at most {min(latents.shape)}, "
-            f"as there are {len(latents)} samples of {latents.shape[1]} channels"
-        )
+    _check_latents(latents, samples, keys.COMPONENTS)
     analysis = PCA(keys.COMPONENTS, svd_solver="full")
     components = analysis.fit_transform(latents)
     clusterer = build_clusterer(keys.ALGORITHM, keys.CLUSTERS, len(latents), seed).fit(components)
@@ -179,7 +173,7 @@ def _normalized_entropy(counts: np.ndarray) -> float:
     return float(abs(np.sum(shares * np.log(shares)))) / math.log(len(counts))
 
 
-def _check_latents(latents: np.ndarray, samples: Samples) -> None:
+def _check_latents(latents: np.ndarray, samples: Samples, components: int) -> None:
     bad = np.flatnonzero(~np.isfinite(latents).all(1))
     if len(bad):
         raise ClusteringError(
@@ -191,8 +185,8 @@ def _check_latents(latents: np.ndarray, samples: Samples) -> None:
             f"the latents of all {len(latents)} samples are the same, so that there are no clusters; expected an encoder "
             "that tells images apart (MODEL.WEIGHTS) and images that differ (DATASETS.UNLABELED)"
         )
-
-
-def as_tensor(labels: np.ndarray) -> torch.Tensor:
-    """For a checkpoint, which holds no arrays."""
-    return torch.from_numpy(labels.astype(np.int64))
+    if min(latents.shape) < components:
+        raise ClusteringError(
+            f"CLUSTERING.COMPONENTS {components}: expected at most {min(latents.shape)}, "
+            f"as there are {len(latents)} samples of {latents.shape[1]} channels"
+        )

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
@@ -65,11 +66,7 @@ class StageRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "StageRecord | None":
-        """The record of a finished stage, None for an unfinished one.
-
-        Raises:
-            ResultsError: the file is broken.
-        """
+        """The record of a finished stage, None for an unfinished one; raises ResultsError where the file is broken."""
         path = folder / "stage.json"
         if not path.is_file() or not (folder / "model_final.pth").is_file():
             return None
@@ -141,27 +138,24 @@ def checkout() -> str:
     "unknown" without git, and where this is no checkout: installed, it may lie in somebody else's.
     """
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     if not (ROOT / ".git").exists():
         return "unknown"
     try:
-        commit, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--", *CODE)
-    except OSError:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", *CODE) else "")
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{commit}{'+' if changed else ''}" if commit else "unknown"
 
 
 def versions() -> dict[str, str]:
     """Of Python's packages that decide results, as installed."""
     found = {}
     for name in DISTRIBUTIONS:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -7,14 +7,14 @@ at all.
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import eq, getitem
+from functools import partial
+from operator import eq
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from cupre_d2.config import default_config
+from cupre_d2.config import default_config, flatten
 from cupre_d2.engine.phases import PRECISIONS
 from cupre_d2.engine.pseudo_labels import ALGORITHMS
 from cupre_d2.errors import ConfigError
@@ -103,6 +103,7 @@ RULES: dict[str, Rule] = {
     "MODEL.ANCHOR_GENERATOR.OFFSET": Rule(lambda value: _number(0, 1)(value) and value < 1, "a number from 0, below 1"),
     "MODEL.ANCHOR_GENERATOR.SIZES": POSITIVES,
     "MODEL.BACKBONE.FREEZE_AT": Rule(_number(0, 5), "a number from 0 to 5"),
+    "MODEL.DEVICE": Rule(lambda name: bool(torch.device(name)), "a device of torch, e.g. cuda or cpu"),
     "MODEL.FPN.FUSE_TYPE": _one_of(("sum", "avg")),
     "MODEL.FPN.OUT_CHANNELS": COUNT,
     "MODEL.PIXEL_MEAN": THREE,
@@ -183,18 +184,19 @@ UNREAD = (
 
 def check_values(cfg: CfgNode) -> None:
     """Raises ConfigError for the first value, by name, that no training can mean."""
-    defaults = default_config()
-    _check_given(cfg, defaults)
+    values, defaults = flatten(cfg), flatten(default_config())
+    for key, default in defaults.items():
+        # Detectron2 takes None for a value of any type.
+        if values[key] is None and default is not None:
+            raise ConfigError(f"{key} None: expected a value as {default!r}")
     for key in UNREAD:
-        default = _value(defaults, key)
-        _check(key, _value(cfg, key), Rule(partial(eq, default), f"{default!r}, as nothing here reads it"))
+        _check(key, values[key], Rule(partial(eq, defaults[key]), f"{defaults[key]!r}, as nothing here reads it"))
     for key, rule in RULES.items():
-        _check(key, _value(cfg, key), rule)
+        _check(key, values[key], rule)
     if cfg.INPUT.CROP.ENABLED:
         most = 1.0 if cfg.INPUT.CROP.TYPE.startswith("relative") else math.inf
         size = Rule(lambda values: len(values) == 2 and all(map(_number(0, most, open_=True), values)), "two sizes above 0")
         _check("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, size)
-    _check("MODEL.DEVICE", cfg.MODEL.DEVICE, Rule(_is_device, "a device of torch, e.g. cuda or cpu"))
 
 
 def check_best(cfg: CfgNode) -> None:
@@ -209,23 +211,11 @@ def check_best(cfg: CfgNode) -> None:
         raise ConfigError(f"TEST.BEST.TASK {best.TASK}: expected {measured}, as TEST.EVAL_PERIOD asks for the best")
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(getitem, key.split("."), cfg)
-
-
-def _check_given(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
-    # Detectron2 takes None for a value of any type.
-    for key, default in defaults.items():
-        if isinstance(default, CfgNode):
-            _check_given(cfg[key], default, f"{prefix}{key}.")
-        elif cfg[key] is None and default is not None:
-            raise ConfigError(f"{prefix}{key} None: expected a value as {default!r}")
-
-
 def check_solver(solver: CfgNode, key: str, processes: int) -> None:
     """Of SOLVER or AMT2.MOCO_SOLVER, which `key` names; raises ConfigError as `check_values`."""
+    values = flatten(solver)
     for name, rule in SOLVER_RULES.items():
-        _check(f"{key}.{name}", _value(solver, name), rule)
+        _check(f"{key}.{name}", values[name], rule)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
         raise ConfigError(f"{key}.BASE_LR_END {solver.BASE_LR_END}: expected at most {key}.BASE_LR ({solver.BASE_LR})")
     check_known(f"{key}.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
@@ -242,18 +232,11 @@ def check_solver(solver: CfgNode, key: str, processes: int) -> None:
         _check(f"{key}.MAX_ITER", solver.MAX_ITER, COUNT)
 
 
-def _is_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True
-
-
 def _check(key: str, value: Any, rule: Rule) -> None:
     try:
         holds = rule.holds(value)
-    except TypeError:
+    # The latter is torch's, of a device.
+    except (TypeError, RuntimeError):
         holds = False
     if not holds:
         raise ConfigError(f"{key} {value!r}: expected {rule.expected}")

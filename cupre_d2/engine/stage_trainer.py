@@ -114,11 +114,7 @@ class StageTrainer(TrainerBase):
 
     @classmethod
     def plan(cls, cfg: CfgNode) -> int:
-        """Checks the stage's input without building anything that trains, and returns its number of iterations.
-
-        Raises:
-            CupreError: input that would fail later.
-        """
+        """The stage's number of iterations, without building anything that trains; raises CupreError where it would fail."""
         raise NotImplementedError
 
     def phase_name(self) -> str:
@@ -173,13 +169,10 @@ class StageTrainer(TrainerBase):
                 with preemption.deferring("leaving after this step with a checkpoint"):
                     self.train(self.start_iter, self.max_iter)
             finally:
-                self._release_loaders()
-
-    def _release_loaders(self) -> None:
-        """Ends the loaders' processes, which hold on to the memory that this one had when they were forked."""
-        for phase in self.phases.values():
-            phase.reset_data_loader(lambda: None)
-        gc.collect()
+                # Ends the loaders' processes, which hold on to the memory that this one had when they were forked.
+                for phase in self.phases.values():
+                    phase.reset_data_loader(lambda: None)
+                gc.collect()
 
     def build_hooks(self, writers: list[EventWriter]) -> list[HookBase]:
         # A checkpoint comes last: it then holds the best score, and what it counts as done is in the metrics' file.
@@ -214,11 +207,7 @@ class StageTrainer(TrainerBase):
             phase.load_state_dict(state_dict["phases"][name])
 
     def test_and_keep_best(self) -> Metrics:
-        """As `test`; keeps the best, as TEST.BEST has it, of the evaluations that TEST.EVAL_PERIOD asks for and the last.
-
-        Raises:
-            ConfigError: the evaluation has no metric of that name.
-        """
+        """As `test`; keeps the best, by `best_score`, of the evaluations that TEST.EVAL_PERIOD asks for and the last."""
         results = self.test()
         if self.cfg.TEST.EVAL_PERIOD and results:
             score = best_score(self.cfg, results)
@@ -236,8 +225,7 @@ class StageTrainer(TrainerBase):
 def best_score(cfg: CfgNode, results: Metrics) -> float:
     """Of an evaluation, the number that TEST.BEST names; NaN, which is never best, where it is undefined.
 
-    Raises:
-        ConfigError: there is none of that name.
+    Raises ConfigError where there is none of that name.
     """
     best = cfg.TEST.BEST
     scores = results[best.DATASET or cfg.DATASETS.TEST[0]].get(best.TASK, {})

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.logger import log_first_n
 
-from cupre_d2.config import default_config
+from cupre_d2.config import default_config, flatten
 from cupre_d2.data.targets import REFERENCE, Target, register_dataset_file, target
 from cupre_d2.errors import ConfigError, closest
 from cupre_d2.migration import RENAMED, migrate
@@ -96,23 +96,24 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
     cli = dict(zip(shared_cli[0::2], shared_cli[1::2], strict=True))
     datasets = _Datasets.of(pipeline, cli, raw)
     cli |= {"DATASETS.FILE": datasets.file}
-    shared_cli = [item for key, value in cli.items() if key not in CHOICES for item in (key, value)]
+    unshared: tuple[str, ...] = CHOICES
 
     cfgs = []
-    for index, (name, file) in enumerate(zip(names, files, strict=True)):
+    for name, file in zip(names, files, strict=True):
         cfg = default_config()
         content = _read_yaml(file)
         folder = _check_pipeline(file, content.pop("PIPELINE", {})).get("FIT")
-        merge_dict(cfg, content, file)
+        merge(cfg, content, file)
         if folder and (fit := _fitted(Path(file).parent / folder, datasets)):
-            merge_dict(cfg, _read_yaml(fit), fit)
+            merge(cfg, _read_yaml(fit), fit)
         if stage_files:
-            merge_dict(cfg, raw, config_file)
-        _merge_list(cfg, single[name], config_file)
-        _merge_list(cfg, shared_cli if index == 0 else _without(shared_cli, "MODEL.WEIGHTS"), "command line")
-        _merge_list(cfg, single_cli[name], "command line")
+            merge(cfg, raw, config_file)
+        merge(cfg, single[name], config_file)
+        shared_cli = [item for key, value in cli.items() if key not in unshared for item in (key, value)]
+        merge(cfg, [*shared_cli, *single_cli[name]], "command line")
         datasets.resolve(name, cfg)
         cfgs.append(cfg)
+        unshared = (*CHOICES, "MODEL.WEIGHTS")
     own = str(cli.get("OUTPUT_DIR", raw.get("OUTPUT_DIR") or _default_output(config_file, datasets.suffix)))
     output_dir = os.path.expanduser(own)
     return output_dir, _link(output_dir, names, files, cfgs)
@@ -235,26 +236,23 @@ def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> 
     return shared, single
 
 
-def _without(opts: Sequence[Any], key: str) -> list[Any]:
-    return [item for pair in zip(opts[0::2], opts[1::2], strict=True) if pair[0] != key for item in pair]
+def merge(cfg: CfgNode, given: dict[str, Any] | Sequence[Any], source: str) -> None:
+    """Merges a YAML file's content, or a flat list of keys and values, in place.
 
-
-def merge_dict(cfg: CfgNode, raw: dict[str, Any], source: str) -> None:
-    """Merges keys into a config, in place; raises ConfigError, which begins with the source, for what it cannot take."""
+    Raises:
+        ConfigError: an unknown key or a value of another type; the message begins with the source.
+    """
+    opts = [] if isinstance(given, dict) else list(given)
     try:
-        cfg.merge_from_other_cfg(CfgNode(raw))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{source}: {_explain(cfg, error)}") from error
-
-
-def _merge_list(cfg: CfgNode, opts: Sequence[Any], source: str) -> None:
-    try:
-        cfg.merge_from_list(list(opts))
+        if isinstance(given, dict):
+            cfg.merge_from_other_cfg(CfgNode(given))
+        else:
+            cfg.merge_from_list(opts)
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"{source}: {_explain(cfg, error, opts)}") from error
 
 
-def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any] = ()) -> str:
+def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any]) -> str:
     message = " ".join(str(error).strip("'\"").split())
     unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if not unknown:
@@ -262,14 +260,7 @@ def _explain(cfg: CfgNode, error: Exception, opts: Sequence[Any] = ()) -> str:
         return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ... {message[-60:]}"
     key = next((k for k in opts[0::2] if str(k).endswith(unknown[1])), unknown[1])
     renamed = next((hint for old, hint in RENAMED.items() if str(key).endswith(old)), "")
-    return f"{key}: no such config key{' any more' if renamed else ''}; {renamed or closest(key, _flat_keys(cfg))}"
-
-
-def _flat_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in cfg.items():
-        keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
-    return keys
+    return f"{key}: no such config key{' any more' if renamed else ''}; {renamed or closest(key, flatten(cfg))}"
 
 
 def _link(output_dir: str, names: Sequence[str], files: Sequence[str], cfgs: Sequence[CfgNode]) -> list[Stage]:
@@ -280,26 +271,19 @@ def _link(output_dir: str, names: Sequence[str], files: Sequence[str], cfgs: Seq
             cfg.MODEL.WEIGHTS = str(stages[-1].final_checkpoint)
         for key in ("WEIGHTS", "BACKBONE_WEIGHTS"):
             cfg.MODEL[key] = os.path.expanduser(_resolve(cfg.MODEL[key], name, stages))
-        cfg.MODEL.DEVICE = _available(cfg.MODEL.DEVICE)
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            message = f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no GPU is visible; training on the CPU"
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
+            cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         stages.append(Stage(name, cfg, file))
     return stages
 
 
-def _available(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        message = f"MODEL.DEVICE {device}: no GPU is visible; training on the CPU"
-        log_first_n(logging.WARNING, message, key="message", name=__name__)
-        return "cpu"
-    return device
-
-
 def _resolve(path: str, stage: str, earlier: Sequence[Stage]) -> str:
     if not path.startswith(STAGE_REFERENCE):
         return path
-    wanted = path[len(STAGE_REFERENCE) :]
-    for candidate in earlier:
-        if candidate.name == wanted:
-            return str(candidate.final_checkpoint)
-    known = [candidate.name for candidate in earlier]
-    raise ConfigError(f"stage {stage}: {path}: no earlier stage of that name; {closest(wanted, known)}")
+    wanted, known = path.removeprefix(STAGE_REFERENCE), {one.name: str(one.final_checkpoint) for one in earlier}
+    if wanted not in known:
+        raise ConfigError(f"stage {stage}: {path}: no earlier stage of that name; {closest(wanted, known)}")
+    return known[wanted]

@@ -188,22 +188,12 @@ class CellCOCOEvaluator(DatasetEvaluator):
         # The limit holds for each category.
         most = [max((int(of_category.cells[0]) for of_category in image), default=0) for image in matches]
         if max(most, default=0) > limit:
-            logger.warning(
-                "%s: %d images hold more cells (up to %d) than the %d detections an image that count",
-                self._name,
-                sum(count > limit for count in most),
-                max(most),
-                limit,
-            )
+            message = "%s: %d images hold more cells (up to %d) than the %d detections an image that count"
+            logger.warning(message, self._name, sum(count > limit for count in most), max(most), limit)
         untyped = [record["image_id"] for record in records if _cell_type(record) is None]
         if 0 < len(untyped) < len(records):
-            logger.warning(
-                "%s: %d of %d images, the first %r, have no cell type; they count in the totals alone",
-                self._name,
-                len(untyped),
-                len(records),
-                untyped[0],
-            )
+            message = "%s: %d of %d images, the first %r, have no cell type; they count in the totals alone"
+            logger.warning(message, self._name, len(untyped), len(records), untyped[0])
 
     def _with_original_categories(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """With the category ids of the data set's own annotation file."""

@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from pycocotools import mask as mask_util
 
+from cupre_d2.data.formats.rle import encode
 from cupre_d2.errors import DatasetError
 
 Rle = dict[str, Any]
@@ -22,8 +23,25 @@ class InvalidMask(ValueError):
         self.index = index
 
 
+class _Cells:
+    """Columns of one length."""
+
+    masks: list[Rle]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, indices: np.ndarray) -> Any:
+        """The cells at these indices, in this order."""
+        columns = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        chosen = indices.tolist()
+        return type(self)(
+            *([column[i] for i in chosen] if isinstance(column, list) else column[indices] for column in columns)
+        )
+
+
 @dataclass(frozen=True)
-class TrueCells:
+class TrueCells(_Cells):
     """Annotations of an image.
 
     Attributes:
@@ -64,15 +82,9 @@ class TrueCells:
             np.array([a.get("iscrowd", 0) for a in annotations], bool),
         )
 
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, indices: np.ndarray) -> "TrueCells":
-        return _take(self, indices)
-
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(_Cells):
     """Detections in an image.
 
     Attributes:
@@ -119,31 +131,15 @@ class Detections:
 
     def to_results(self, image_id: Hashable) -> list[dict[str, Any]]:
         """COCO results: XYWH boxes, masks as RLE with str counts."""
-        columns = zip(
-            self.boxes.tolist(), self.scores.tolist(), self.categories.tolist(), map(with_text, self.masks), strict=True
-        )
+        numbers = (column.tolist() for column in (self.boxes, self.scores, self.categories))
         return [
             {"image_id": image_id, "category_id": category, "bbox": box, "score": score, "segmentation": mask}
-            for box, score, category, mask in columns
+            for box, score, category, mask in zip(*numbers, map(with_text, self.masks), strict=True)
         ]
 
     def best(self, limit: int) -> "Detections":
         """At most `limit`, those of highest score, in that order; of equal scores the first."""
         return self[np.argsort(-self.scores, kind="stable")[:limit]]
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, indices: np.ndarray) -> "Detections":
-        return _take(self, indices)
-
-
-def _take(cells: Any, indices: np.ndarray) -> Any:
-    """The cells at these indices, in this order."""
-    columns = (getattr(cells, field.name) for field in fields(cells))
-    return type(cells)(
-        *([column[i] for i in indices.tolist()] if isinstance(column, list) else column[indices] for column in columns)
-    )
 
 
 def _to_xywh(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -227,20 +223,8 @@ def encode_mask(mask: np.ndarray) -> Rle:
 
     Only the part with the cell is read column by column, as RLE wants it.
     """
-    height, width = mask.shape
     left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
-    cell = np.zeros((columns, rows + 2), np.int8)
-    cell[:, 1:-1] = mask[top : top + rows, left : left + columns].T
-    column, row = np.nonzero(np.diff(cell))
-    # Starts and ends take turns, as a column of zeros between two columns of the cell ends every run.
-    borders = (left + column) * height + top + row
-    # A run to the last row that goes on in the first row of the next column is one.
-    joint = np.flatnonzero(borders[1:-1:2] == borders[2::2])
-    borders = np.delete(borders, np.concatenate([2 * joint + 1, 2 * joint + 2]))
-    counts = np.diff(borders, prepend=0, append=height * width)
-    if counts[-1] == 0 and len(counts) > 1:
-        counts = counts[:-1]
-    return mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return encode(mask[top : top + rows, left : left + columns], top, left, *mask.shape)
 
 
 def with_text(rle: Mapping[str, Any]) -> Rle:

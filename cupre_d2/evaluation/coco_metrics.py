@@ -45,6 +45,7 @@ Merged: one detection on both cells, of an IoU of 4/9 with each, or of just 1/2,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -264,8 +265,7 @@ def area_names(limits: Sequence[float]) -> list[str]:
     """
     if len(limits) == 2:
         return ["s", "m", "l"]
-    bounds = [0, *limits, float("inf")]
-    return [f"_{low:g}_{high:g}" for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [f"_{low:g}_{high:g}" for low, high in pairwise([0, *limits, float("inf")])]
 
 
 def _percent(values: np.ndarray) -> float:

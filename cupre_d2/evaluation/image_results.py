@@ -68,12 +68,8 @@ class ImageResults(Generic[Result]):
         _check_unique(f"predictions on {self._name!r}", [image_id for image_id, _ in gathered], "one prediction an image")
         records = self._read()
         if len(gathered) < len(records):
-            logger.warning(
-                "%s: %d of %d images were not evaluated; all their cells count as missed",
-                self._name,
-                len(records) - len(gathered),
-                len(records),
-            )
+            message = "%s: %d of %d images were not evaluated; all their cells count as missed"
+            logger.warning(message, self._name, len(records) - len(gathered), len(records))
         results = dict(gathered)
         numbers = [image_id for image_id in records if isinstance(image_id, int)]
         image_ids = sorted(numbers) if len(numbers) == len(records) else records

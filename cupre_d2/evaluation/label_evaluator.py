@@ -120,7 +120,10 @@ class LabelEvaluator(DatasetEvaluator):
         gathered = self._images.gather()
         if gathered is None:
             return None
-        images = [result or self._measure(record, _no_labels(record)) for record, result in gathered]
+        images = [
+            result or self._measure(record, np.zeros((record["height"], record["width"]), np.int32))
+            for record, result in gathered
+        ]
         panoptic = sum((image.panoptic for image in images), Counts())
         fractions = {
             "DSB2018": float(np.mean([image.dsb2018 for image in images])) if images else float("nan"),
@@ -157,7 +160,3 @@ def _without_crowds(labels: np.ndarray, truth: TrueCells) -> np.ndarray:
     values, areas = np.unique(labels, return_counts=True)
     gone = inside[2 * counts > areas[np.searchsorted(values, inside)]]
     return np.where(np.isin(labels, gone), 0, labels)
-
-
-def _no_labels(record: Mapping[str, Any]) -> np.ndarray:
-    return np.zeros((record["height"], record["width"]), np.int32)

@@ -161,12 +161,12 @@ class OverlayWriter(DatasetEvaluator):
             return {}
         drawn = [np.asarray(Image.open(path)) for path in self._paths.values() if path.is_file()]
         if len(drawn) < len(self._paths):
-            logger.warning(
-                "%s: %d of %d overlays were not drawn", self._name, len(self._paths) - len(drawn), len(self._paths)
-            )
+            missing = len(self._paths) - len(drawn)
+            logger.warning("%s: %d of %d overlays were not drawn", self._name, missing, len(self._paths))
         if drawn:
             width = max(picture.shape[1] for picture in drawn)
-            self._write(self._folder / f"{OVERVIEW}.png", np.vstack([_pad_right(picture, width) for picture in drawn]))
+            wide = [np.pad(one, ((0, 0), (0, width - one.shape[1]), (0, 0)), constant_values=255) for one in drawn]
+            self._write(self._folder / f"{OVERVIEW}.png", np.vstack(wide))
             logger.info("%s: %d overlays in %s", self._name, len(drawn), self._folder)
         return {}
 
@@ -182,7 +182,3 @@ def _unused_name(image_id: Hashable, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
-
-
-def _pad_right(picture: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)

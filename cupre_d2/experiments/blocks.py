@@ -21,8 +21,8 @@ from cupre_d2.experiments import plots
 from cupre_d2.experiments.origin import Origin, beside
 from cupre_d2.report.detections import read_evaluation, read_images
 from cupre_d2.report.figures import svg
-from cupre_d2.report.page import render_page, write_html
 from cupre_d2.report.pictures import PICTURE_BYTES, DatasetPart, dataset_part
+from cupre_d2.report.sections import render_page, write_html
 
 DPI = 120
 # Of an inch of a figure in the report, at least: what is wider than a phone then can be scrolled there.
@@ -146,7 +146,10 @@ def _shown(folder: Path, block: Block) -> tuple[str, Any]:
         return "table", {"headers": [*block.columns], "body": block.to_numpy().tolist()}
     if isinstance(block, Plot):
         if block.raster:
-            return "picture", {"data": _data_uri(block.figure), "alt": block.alt}
+            png = BytesIO()
+            block.figure.savefig(png, format="png", dpi=DPI)
+            data = base64.b64encode(png.getvalue()).decode()
+            return "picture", {"data": f"data:image/png;base64,{data}", "alt": block.alt}
         return "figure", {"svg": svg(block.figure), "width": round(PIXELS * block.figure.get_figwidth())}
     if isinstance(block, Gallery):
         return "gallery", _parts(block)
@@ -165,9 +168,3 @@ def _parts(gallery: Gallery) -> list[DatasetPart]:
         shown = replace(evaluated, name=name, worst=images[name])
         found.append(dataset_part(shown, PICTURE_BYTES // len(gallery.detections), gallery.percentiles))
     return found
-
-
-def _data_uri(figure: Figure) -> str:
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -33,25 +33,16 @@ def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
     return frame
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of a sample; NaN for one value).
-
-    >>> mean_and_spread([1.0, 3.0])
-    (2.0, 1.4142135623730951)
-    """
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
 def with_spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean ± standard deviation, as text; `form` of each is as of `format`, with "+" for a sign of the mean.
+    """Mean ± standard deviation of a sample, as text; `form` of each is as of `format`, with "+" for a sign of the mean.
 
     >>> with_spread([1.0, 3.0]), with_spread([1.0], "+.1f"), with_spread([])
     ('2.0 ± 1.4', '+1.0', '-')
     """
     if not len(values):
         return "-"
-    mean, spread = mean_and_spread([*values])
-    return f"{mean:{form}}" if len(values) == 1 else f"{mean:{form}} ± {spread:{form.lstrip('+')}}"
+    mean = f"{np.mean([*values]):{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std([*values], ddof=1):{form.lstrip('+')}}"
 
 
 def text_table(

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.data import get_records
-from cupre_d2.data.samples import draw_samples
+from cupre_d2.data.loaders import draw_samples
 from cupre_d2.engine.pseudo_labels import LATENT_BATCH
 from cupre_d2.engine.single_phase import build_network
 from cupre_d2.modeling.latent import PooledLatent, encoder_of

@@ -90,10 +90,8 @@ class EvaluatedSets:
 
     @classmethod
     def of(cls, before: CfgNode, cfg: CfgNode) -> "EvaluatedSets":
-        """Of the clustering stage's config and that of the stage before it.
-
-        Raises:
-            ConfigError: no known ones, not one unknown, metrics that the table needs are missing, or the two stages differ.
+        """Of the clustering stage's config and that of the stage before it; raises ConfigError for no known ones, not one
+        unknown, missing evaluators that the table needs, or two stages that differ.
         """
         unknown = tuple(name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.UNLABELED)
         known = tuple(name for name in cfg.DATASETS.TEST if name not in unknown)

@@ -7,20 +7,17 @@ from typing import Any
 from cupre_d2.data import get_records
 from cupre_d2.experiments import runner
 from cupre_d2.experiments.blocks import write_markdown, write_report
+from cupre_d2.experiments.engines import Engine
 from cupre_d2.experiments.frames import short, tidy
 from cupre_d2.experiments.origin import Origin, write_numbers
 from cupre_d2.experiments.tables import Experiment, FinishedRun, FinishedTable, Run, values_of
-from cupre_d2.experiments.tasks import EvaluationTask, Task, TaskList
+from cupre_d2.experiments.tasks import AnyTask, EvaluationTask, Task, TaskList
 
 
 class Plan:
     """Trials of what is chosen, with the first seed; the runs of all seeds; their evaluations on the test images.
 
-    Args:
-        folder: the tasks' folders go below it.
-
-    Raises:
-        CupreError: a config or data set cannot be used.
+    The tasks' folders go below `folder`. Raises CupreError where a config or data set cannot be used.
     """
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
@@ -44,7 +41,7 @@ class Plan:
         for run in self.trials:
             tried.setdefault(self._combination(run), []).append(run)
         return {
-            combination: getattr(max(sorted(runs, key=self._value), key=lambda run: self.trials[run].score()), self._column)
+            combination: min((-self.trials[run].score(), getattr(run, self._column)) for run in runs)[1]
             for combination, runs in tried.items()
             if all(self.trials[run].finished() for run in runs)
         }
@@ -63,7 +60,7 @@ class Plan:
         names = self.experiment.table.tests(self.experiment)
         return {run: {name: EvaluationTask(task, name) for name in names} for run, task in self.runs().items()}
 
-    def run(self, engine: runner.Engine) -> None:
+    def run(self, engine: Engine) -> None:
         """Runs what is not done: trials first, as they choose, tests last; raises TaskError as `runner.run`."""
 
         def outlook() -> str:
@@ -118,7 +115,7 @@ class Plan:
         summary = " × ".join(f"{len(values)} {name.replace('_', ' ')}" for name, values in experiment.grid.items())
         write_report(results, experiment.title, summary, origin, blocks)
 
-    def _all(self) -> Sequence[Task | EvaluationTask]:
+    def _all(self) -> Sequence[AnyTask]:
         tasks = self._list.with_needs([*self.trials.values(), *self.runs().values()])
         return [*tasks.values(), *(test for tests in self.tests().values() for test in tests.values())]
 
@@ -130,9 +127,6 @@ class Plan:
     def _combination(self, run: Run) -> Run:
         return run._replace(**{self._column: None, "seed": None})
 
-    def _value(self, run: Run) -> Any:
-        return getattr(run, self._column)
-
 
 def _first_column(runs: Iterable[Run]) -> list[str]:
     """Whose stage it is, where several runs share it."""
@@ -141,7 +135,7 @@ def _first_column(runs: Iterable[Run]) -> list[str]:
     return [f"{column}{'s' if len(values) > 1 else ''} {', '.join(map(short, values))}"]
 
 
-def _state(item: Task | EvaluationTask, paces: Mapping[str, float]) -> str:
+def _state(item: AnyTask, paces: Mapping[str, float]) -> str:
     if item.finished():
         return "done"
     return f"about {item.work * paces[item.kind] / 60:.1f} min" if item.kind in paces else "time unknown"

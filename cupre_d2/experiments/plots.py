@@ -1,6 +1,5 @@
 """Figures over tidy frames: curves with their seeds, bars, means with spread, the same images run by run."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 
 from cupre_d2.data.images import Percentiles, read_record
-from cupre_d2.experiments.frames import mean_and_spread, where
+from cupre_d2.experiments.frames import where
 from cupre_d2.report.detections import START_LEVEL
 from cupre_d2.report.matching import HIT, NEUTRAL, ImageMatch
 
@@ -57,7 +56,6 @@ def error_bars(
     hue: str,
     labels: tuple[str, str],
     panel: str = "",
-    title: str = "{}",
     baselines: Mapping[str, float] | None = None,
 ) -> Figure:
     """Means over seeds and their standard deviations against `x` on a logarithmic axis; arguments as of `curves`.
@@ -66,7 +64,7 @@ def error_bars(
         baselines: of panels, dashed lines across them.
     """
     names = [*frame[hue].unique()]
-    figure, axes = _panels(frame, panel, title, labels)
+    figure, axes = _panels(frame, panel, "{}", labels)
     for one, shown in axes:
         for place, name in enumerate(names):
             groups = where(shown, **{hue: name}).groupby(x)["value"]
@@ -75,8 +73,7 @@ def error_bars(
             spreads = np.nan_to_num(groups.std().to_numpy(float))
             one.errorbar(shifted, groups.mean(), spreads, fmt="o-", color=f"C{place}", capsize=3, label=name)
         if baselines:
-            value = baselines[shown[panel].iloc[0]]
-            one.axhline(value, color="black", linestyle="--", linewidth=1, label="baseline")
+            one.axhline(baselines[shown[panel].iloc[0]], color="black", linestyle="--", linewidth=1, label="baseline")
         one.set(xscale="log")
         one.legend(fontsize=8)
     return figure
@@ -93,11 +90,10 @@ def bars(frame: pd.DataFrame, hue: str, label: str, order: Sequence[Any] = ()) -
     figure = Figure(figsize=(1 + len(shown), 4), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(shown):
-        values = where(frame, **{hue: name})["value"].tolist()
-        mean, spread = mean_and_spread(values)
-        axes.bar(place, mean, width=0.6, color=f"C{names.index(name)}", alpha=0.6)
-        if math.isfinite(spread):
-            axes.errorbar(place, mean, spread, color="black", capsize=4)
+        values = where(frame, **{hue: name})["value"]
+        axes.bar(place, values.mean(), width=0.6, color=f"C{names.index(name)}", alpha=0.6)
+        if len(values) > 1:
+            axes.errorbar(place, values.mean(), values.std(), color="black", capsize=4)
         axes.plot([place] * len(values), values, "o", color="black", markersize=3)
     axes.set(xticks=range(len(shown)), xticklabels=map(str, shown), ylabel=label)
     axes.grid(axis="y", linewidth=0.5)

@@ -2,88 +2,24 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+
+import pandas as pd
 
 from cupre_d2.engine import preemption
 from cupre_d2.errors import CupreError
+from cupre_d2.experiments.engines import POLL_SECONDS, Attempt, Engine, RayAttempt
+from cupre_d2.experiments.tasks import AnyTask
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 1.0
 
 
 class TaskError(CupreError):
     """A task ended with an error."""
 
 
-class Timed(Protocol):
-    """Work that takes time.
-
-    Attributes:
-        kind: of things that take as long for as much work.
-        work: iterations, or another measure that all of a kind share.
-    """
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def work(self) -> int: ...
-    def finished(self) -> bool: ...
-    def seconds(self) -> float | None:
-        """From start to end; None where it is not finished or was not measured."""
-
-
-class Runnable(Protocol):
-    """A process that is finished when its results are there.
-
-    Attributes:
-        needs: keys of those that have to be finished before.
-        log: where what it prints is added to.
-        timing: where its seconds are kept.
-    """
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def needs(self) -> tuple[str, ...]: ...
-    @property
-    def log(self) -> Path: ...
-    @property
-    def timing(self) -> Path: ...
-    def prepare(self) -> list[str]:
-        """Makes its folder ready; returns the command line."""
-
-    def finished(self) -> bool: ...
-
-
-class Running(Protocol):
-    """A process that was started."""
-
-    def poll(self) -> int | None:
-        """The exit code; None while it runs."""
-
-    def terminate(self) -> None: ...
-    def wait(self) -> None:
-        """Until it has ended."""
-
-
-class Engine(Protocol):
-    """Where processes run.
-
-    Attributes:
-        slots: how many side by side.
-    """
-
-    @property
-    def slots(self) -> int: ...
-    def start(self, item: Runnable, together: int) -> Running:
-        """Starts one of so many that start now."""
-
-
-def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str]) -> None:
+def run(items: Mapping[str, AnyTask], engine: Engine, outlook: Callable[[], str]) -> None:
     """Runs what is not finished, as many at a time as the engine takes; from the main thread.
 
     Whatever ends it (an error, Ctrl-C, what `preemption.watching` raises) ends the processes too.
@@ -97,8 +33,8 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
         ResultsError: what an earlier run left of one is broken.
     """
     waiting = sorted((item for item in items.values() if not item.finished()), key=lambda item: -_followers(item, items))
-    running: dict[str, Running] = {}
-    failed: list[Runnable] = []
+    running: dict[str, Attempt | RayAttempt] = {}
+    failed: list[AnyTask] = []
     try:
         while True:
             # A process whose results are there may still have its cores.
@@ -134,7 +70,7 @@ def run(items: Mapping[str, Runnable], engine: Engine, outlook: Callable[[], str
         raise TaskError(f"{failed[0].key} failed{others}: {_last_line(failed[0].log)} ({failed[0].log})")
 
 
-def _followers(item: Runnable, items: Mapping[str, Runnable]) -> int:
+def _followers(item: AnyTask, items: Mapping[str, AnyTask]) -> int:
     """How many cannot run before it has: those that hold up most go first."""
     direct = [other for other in items.values() if item.key in other.needs]
     return len(direct) + sum(_followers(other, items) for other in direct)
@@ -145,18 +81,14 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def paces(items: Iterable[Timed]) -> dict[str, float]:
+def paces(items: Iterable[AnyTask]) -> dict[str, float]:
     """Seconds for a unit of work, by kind, of those that are finished and were measured."""
-    seconds: Counter[str] = Counter()
-    work: Counter[str] = Counter()
-    for item in items:
-        if (taken := item.seconds()) is not None:
-            seconds[item.kind] += taken  # type: ignore[assignment]
-            work[item.kind] += item.work
-    return {kind: seconds[kind] / work[kind] for kind in work if work[kind]}
+    measured = [(item.kind, seconds, item.work) for item in items if (seconds := item.seconds()) is not None]
+    sums = pd.DataFrame(measured, columns=["kind", "seconds", "work"]).groupby("kind")[["seconds", "work"]].sum()
+    return (sums["seconds"] / sums["work"])[sums["work"] > 0].to_dict()
 
 
-def time_left(items: Sequence[Timed], slots: int) -> str:
+def time_left(items: Sequence[AnyTask], slots: int) -> str:
     """For people: how many are to run and how long that will take, `slots` at a time, as far as their like was measured."""
     left, measured = [item for item in items if not item.finished()], paces(items)
     count = f"{len(left)} of {len(items)} to run"

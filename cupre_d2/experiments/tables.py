@@ -276,11 +276,7 @@ class Table:
         return {**values_of(finished.run), "metrics": self.metrics(experiment, finished)}
 
     def blocks(self, finished: FinishedTable) -> list[Block]:
-        """The page.
-
-        Raises:
-            CupreError: images, detections or checkpoints cannot be used.
-        """
+        """The page; raises CupreError where images, detections or checkpoints cannot be used."""
         raise NotImplementedError
 
 
@@ -293,11 +289,7 @@ TABLES: dict[str, Table] = {}
 
 
 def register_table(name: str, table: Table) -> None:
-    """Makes a table known to reproduce's --table, and its lists to reproduce's options.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
+    """Makes a table known to reproduce's --table, its lists to its options; raises ConfigError if the name is taken."""
     if name in TABLES:
         raise ConfigError(f"table {name!r} is registered already; expected another name")
     table.name = name

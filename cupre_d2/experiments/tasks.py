@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -78,11 +78,7 @@ class Task:
         return yaml.safe_load(self.config)
 
     def record(self) -> StageRecord | None:
-        """What was measured when it was finished.
-
-        Raises:
-            ResultsError: the record is broken, as `StageRecord.read` says.
-        """
+        """What was measured when it was finished; errors, here and below, as of `StageRecord.read`."""
         return StageRecord.read(self.stage_folder)
 
     def finished(self) -> bool:
@@ -102,21 +98,13 @@ class Task:
         return None if record is None else max(record.seconds, read_seconds(self.timing) or 0.0)
 
     def metrics(self, dataset: str) -> Metrics:
-        """{task: {metric: value}} of a finished task on one of its own data sets.
-
-        Raises:
-            ResultsError: it has none.
-        """
+        """{task: {metric: value}} of a finished task on one of its own data sets; raises ResultsError if it has none."""
         record = self.record()
         assert record is not None
         return _of_dataset(record.metrics, dataset, self.stage_folder / "stage.json")
 
     def score(self) -> float:
-        """By TEST.BEST, of a finished task, the higher the better; -infinity where that is not defined.
-
-        Raises:
-            ResultsError: its record is broken.
-        """
+        """By TEST.BEST, of a finished task, the higher the better; -infinity where that is not defined."""
         best = self.settings["TEST"]["BEST"]
         dataset = best["DATASET"] or next(iter(self.settings["DATASETS"]["TEST"]))
         value = self.metrics(dataset).get(best["TASK"], {}).get(best["METRIC"])
@@ -127,11 +115,8 @@ class Task:
     def curve(self, dataset: str, task: str, metric: str) -> list[tuple[int, float, float]]:
         """What a finished task reached each time it was evaluated, the last time at least: (iterations, epochs, value).
 
-        An epoch is as many images as DATASETS.TRAIN has. What is not defined is left out.
-
-        Raises:
-            ResultsError: its record is broken.
-            DatasetError: its training images cannot be listed.
+        An epoch is as many images as DATASETS.TRAIN has. What is not defined is left out. Raises DatasetError where its
+        training images cannot be listed.
         """
         logged = read_metrics(self.stage_folder / "metrics.json")
         found = {row["iteration"] + 1: row.get(f"{dataset}/{task}/{metric}") for row in logged}
@@ -208,12 +193,11 @@ class EvaluationTask:
         return self.folder / FOLDER / "inference" / self.dataset / RESULTS_FILE
 
     def metrics(self) -> Metrics:
-        """{task: {metric: value}}.
-
-        Raises:
-            ResultsError: the results are broken.
-        """
+        """{task: {metric: value}}; raises ResultsError if its file is broken."""
         return _of_dataset(read_json(self._results).get("metrics"), self.dataset, self._results)
+
+
+AnyTask: TypeAlias = Task | EvaluationTask
 
 
 def _of_dataset(metrics: object, dataset: str, file: Path) -> Metrics:
@@ -224,11 +208,7 @@ def _of_dataset(metrics: object, dataset: str, file: Path) -> Metrics:
 
 
 def read_seconds(timing: Path) -> float | None:
-    """What a task took so far, all attempts; None before the first has ended.
-
-    Raises:
-        ResultsError: the file is broken.
-    """
+    """What a task took so far, all attempts; None before the first has ended; raises ResultsError for a broken file."""
     if not timing.is_file():
         return None
     content = read_json(timing)
@@ -239,11 +219,7 @@ def read_seconds(timing: Path) -> float | None:
 
 
 def read_json(file: Path) -> dict:
-    """An object that a task has left in its folder.
-
-    Raises:
-        ResultsError: the file is not one.
-    """
+    """An object that a task has left in its folder; raises ResultsError if the file is none."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -254,35 +230,26 @@ def read_json(file: Path) -> dict:
 
 
 class TaskList:
-    """All tasks of an experiment; adding a pipeline adds those of its stages that are not there yet.
-
-    Args:
-        root: the tasks' folders go below it.
-    """
+    """All tasks of an experiment, their folders below `root`; adding a pipeline adds those of its stages that are new."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tasks: dict[str, Task] = {}
-        self._planned: dict[str, int] = {}
 
     def add(self, stages: Sequence[Stage]) -> Task:
-        """Adds a pipeline; returns its last task.
-
-        Raises:
-            CupreError: as the trainer's `plan`, before anything trains; or it was trained with other defaults.
-        """
+        """Adds a pipeline; returns its last task; raises CupreError as the trainer's `plan`, and as `_check_defaults`."""
         made: dict[str, Task] = {}
         for stage in stages:
-            made[str(stage.final_checkpoint)] = self._task(stage, made)
-        last = made[str(stages[-1].final_checkpoint)]
-        # What no later stage starts from is of no use to the last.
-        for task in _with_needs([last], {task.key: task for task in made.values()}):
-            self.tasks.setdefault(task.key, task)
-        return self.tasks[last.key]
+            task = self._task(stage, made)
+            made[str(stage.final_checkpoint)] = self.tasks.setdefault(task.key, task)
+        return made[str(stages[-1].final_checkpoint)]
 
     def with_needs(self, wanted: Iterable[Task]) -> dict[str, Task]:
         """By key, tasks and all that they start from, what is needed first."""
-        return {task.key: task for task in _with_needs(wanted, self.tasks)}
+        found: dict[str, Task] = {}
+        for task in wanted:
+            found |= self.with_needs(self.tasks[key] for key in task.needs) | {task.key: task}
+        return found
 
     def _task(self, stage: Stage, made: Mapping[str, Task]) -> Task:
         cfg = stage.cfg.clone()
@@ -300,9 +267,8 @@ class TaskList:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         key = f"{stage.name}-{digest}"
         cfg.OUTPUT_DIR = str(self.root / key)
-        if key not in self._planned:
-            self._planned[key] = trainer_class(stage).plan(stage.cfg)
-        task = Task(key, stage.name, self.root / key, cfg.dump(), tuple(dict.fromkeys(needs)), self._planned[key])
+        work = self.tasks[key].work if key in self.tasks else trainer_class(stage).plan(stage.cfg)
+        task = Task(key, stage.name, self.root / key, cfg.dump(), tuple(dict.fromkeys(needs)), work)
         _check_defaults(task)
         return task
 
@@ -323,10 +289,3 @@ def _check_defaults(task: Task) -> None:
 @cache
 def _defaults() -> dict[str, Any]:
     return comparable(default_config())
-
-
-def _with_needs(wanted: Iterable[Task], by_key: Mapping[str, Task]) -> list[Task]:
-    found: dict[str, Task] = {}
-    for task in wanted:
-        found |= {one.key: one for one in _with_needs([by_key[key] for key in task.needs], by_key)} | {task.key: task}
-    return list(found.values())

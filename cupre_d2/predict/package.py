@@ -25,7 +25,7 @@ from cupre_d2.data.catalog import Record
 from cupre_d2.data.few_shot import get_records
 from cupre_d2.engine.preflight import check_network, check_settings
 from cupre_d2.engine.results import THRESHOLDS, evaluated_thresholds, plain, table, thresholds, versions
-from cupre_d2.engine.stages import merge_dict
+from cupre_d2.engine.stages import merge
 from cupre_d2.engine.tuning import Tuning
 from cupre_d2.errors import CheckpointError, ConfigError, DatasetError, closest
 from cupre_d2.evaluation.build import tasks
@@ -140,8 +140,8 @@ def _config(facts: Mapping[str, Any], device: str) -> CfgNode:
             raise ConfigError(f"thresholds: {key} {given.get(key)!r}: expected numbers for {', '.join(wanted)}")
     cfg = default_config()
     try:
-        merge_dict(cfg, raw, "config")
-        cfg.merge_from_list([item for key in wanted for item in (key, float(given[key]))])
+        merge(cfg, raw, "config")
+        merge(cfg, [item for key in wanted for item in (key, float(given[key]))], "config")
         for key in OF_THE_RUN[:2]:
             cfg.MODEL[key] = ""
         cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")

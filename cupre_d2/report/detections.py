@@ -75,7 +75,15 @@ def _match_all(
 ) -> Iterator[tuple[int, ImageMatch]]:
     """Place among the records and match of each, also of those without detections; `others` are passed over."""
     places: dict[Hashable, int] = {record["image_id"]: place for place, record in enumerate(records)}
+    # Records have other category ids than the annotation file.
     to_contiguous = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
+
+    def match(place: int, results: Iterable[Mapping[str, Any]]) -> tuple[int, ImageMatch]:
+        record = records[place]
+        own = ({**one, "category_id": to_contiguous.get(one["category_id"], one["category_id"])} for one in results)
+        detections = Detections.of_results(own, record["height"], record["width"])
+        return place, match_image(record, TrueCells.of(record, name), detections, use_cats)
+
     for image_id, results in groupby(_results(file), key=itemgetter("image_id")):
         if image_id in others:
             continue
@@ -84,20 +92,9 @@ def _match_all(
             raise DatasetError(
                 f"{file}: image_id {image_id!r} is not of {name!r} or there twice; expected the detections image by image"
             )
-        yield place, _match_one(records[place], name, _contiguous(results, to_contiguous), use_cats)
+        yield match(place, results)
     for place in places.values():
-        yield place, _match_one(records[place], name, (), use_cats)
-
-
-def _match_one(record: dict[str, Any], name: str, results: Iterable[Mapping[str, Any]], use_cats: bool) -> ImageMatch:
-    truth = TrueCells.of(record, name)
-    return match_image(record, truth, Detections.of_results(results, record["height"], record["width"]), use_cats)
-
-
-def _contiguous(results: Iterable[dict[str, Any]], mapping: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """With category ids as records have them, not as the annotation file."""
-    for result in results:
-        yield {**result, "category_id": mapping.get(result["category_id"], result["category_id"])}
+        yield match(place, ())
 
 
 def _results(file: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ whether or not those below take part, and one matching serves every threshold: a
 cell that it found, and no other detection changes its partner.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,14 @@ def match_image(record: Mapping[str, Any], truth: TrueCells, detections: Detecti
 
 
 class Tally:
-    """All images of a data set in numbers; grows by some 20 bytes a cell."""
+    """All images of a data set in numbers; grows by some 20 bytes a cell.
+
+    Attributes:
+        found, false: int64, how many at each level.
+    """
 
     def __init__(self) -> None:
-        steps = len(SCORE_STEPS)
-        self._found, self._false = np.zeros(steps, np.int64), np.zeros(steps, np.int64)
+        self.found, self.false = np.zeros((2, len(SCORE_STEPS)), np.int64)
         self._areas: list[np.ndarray] = []
         self._levels: list[np.ndarray] = []
 
@@ -93,27 +96,17 @@ class Tally:
         counted = ~image.truth.crowd
         self._areas.append(image.truth.areas[counted])
         self._levels.append(image.found_levels[counted])
-        self._found += _at_each_level(self._levels[-1])
-        self._false += _at_each_level(image.levels[image.outcomes == FALSE])
+        self.found += _at_each_level(self._levels[-1])
+        self.false += _at_each_level(image.levels[image.outcomes == FALSE])
 
     @property
     def cells(self) -> int:
         return sum(map(len, self._areas))
 
-    @property
-    def found(self) -> list[int]:
-        """At each level."""
-        return self._found.tolist()
-
-    @property
-    def false(self) -> list[int]:
-        """At each level."""
-        return self._false.tolist()
-
     def by_cell(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each cell: its area, float64, in square pixels, and whether it is found, bool."""
         nothing = np.zeros(0)
-        return np.concatenate([nothing, *self._areas]), np.concatenate([nothing, *self._levels, nothing]) >= level
+        return np.concatenate([nothing, *self._areas]), np.concatenate([nothing, *self._levels]) >= level
 
     def by_image(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each image: how many cells, and how many of them are found, both int64."""
@@ -122,7 +115,7 @@ class Tally:
         return np.array(cells, np.int64), np.array(found, np.int64)
 
 
-def _at_each_level(levels: Iterable[int] | np.ndarray) -> np.ndarray:
+def _at_each_level(levels: np.ndarray) -> np.ndarray:
     """How many are at each level or above."""
-    counted = np.bincount(np.asarray([level for level in levels if level >= 0], np.int64), minlength=len(SCORE_STEPS))
+    counted = np.bincount(levels[levels >= 0], minlength=len(SCORE_STEPS))
     return counted[::-1].cumsum()[::-1]

@@ -95,8 +95,8 @@ def picture_data(datasets: Sequence[DatasetPart]) -> dict[str, Any]:
         "datasets": [
             {
                 "cells": part.tally.cells,
-                "found": part.tally.found,
-                "false": part.tally.false,
+                "found": part.tally.found.tolist(),
+                "false": part.tally.false.tolist(),
                 "pictures": [
                     {"cells": picture.cells, "crowds": picture.crowds, "detections": picture.detections}
                     for picture in part.pictures
@@ -112,32 +112,25 @@ def make_picture(image: ImageMatch, percentiles: Percentiles = PERCENTILES) -> P
     record: dict[str, Any] = dict(image.record)
     pixels = read_record(record, "BGR", percentiles)
     zoom = min(1.0, LONG_SIDE / max(pixels.shape[:2]))
+    height, width = (max(1, round(side * zoom)) for side in pixels.shape[:2])
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     # Half a pixel of the page is not to be seen.
     tolerance = 0.5 / zoom
-    true = [outline(mask, tolerance) for mask in image.truth.masks]
     found = [outline(mask, tolerance) for mask in image.detections.masks]
-    crowd = image.truth.crowd.tolist()
+    true: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
+    for mask, level, crowd in zip(image.truth.masks, image.found_levels, image.truth.crowd, strict=True):
+        true[bool(crowd)].append((outline(mask, tolerance), int(level)))
     return Picture(
         name=PurePath(record["file_name"]).name,
         width=record["width"],
         height=record["height"],
-        jpeg=_jpeg(pixels, zoom),
+        jpeg="data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii"),
         counts=image.counts(START_LEVEL),
-        cells=[
-            (path, level)
-            for path, level, is_crowd in zip(true, image.found_levels.tolist(), crowd, strict=True)
-            if not is_crowd
-        ],
-        crowds=[path for path, is_crowd in zip(true, crowd, strict=True) if is_crowd],
+        cells=true[False],
+        crowds=[path for path, _ in true[True]],
         detections=list(zip(found, image.levels.tolist(), image.outcomes.tolist(), strict=True)),
     )
-
-
-def _jpeg(pixels: np.ndarray, zoom: float) -> str:
-    height, width = (max(1, round(side * zoom)) for side in pixels.shape[:2])
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA) if zoom < 1 else pixels
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
 
 
 def outline(mask: Rle, tolerance: float) -> str:

@@ -1,4 +1,4 @@
-"""The sections of a finished pipeline's report. Nothing is computed that training computed.
+"""Pages, HTML files that load nothing: that of a finished pipeline, of sections. Nothing is computed that training computed.
 
 A project adds its own, which comes after those that are here:
 
@@ -12,23 +12,24 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cupre_d2.checkpoint.packages import FOLDER, read_facts
 from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import PERCENT, as_text
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
+from cupre_d2.files import write_text
 from cupre_d2.report.detections import START_LEVEL, read_evaluation
 from cupre_d2.report.figures import MOST_DOTS, recall_figures, svg, training_figures
 from cupre_d2.report.matching import IOU
-from cupre_d2.report.page import render_page, templates, write_html
-from cupre_d2.report.pictures import PICTURE_BYTES, DatasetPart, dataset_part
+from cupre_d2.report.pictures import PICTURE_BYTES, DatasetPart, dataset_part, picture_data
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,7 @@ _HEADLINE = re.compile(r"A[PR]\w*|[^_-]+")
 
 @dataclass(frozen=True)
 class StageResults:
-    """A finished stage, as StageRecord has it.
-
-    Attributes:
-        seconds: of training.
-        iterations: steps taken.
-        folder: what it wrote.
-    """
+    """A finished stage, as StageRecord has it, but that `folder` is a path."""
 
     name: str
     trainer: str
@@ -101,11 +96,7 @@ class PipelineResults:
 
     @cached_property
     def datasets(self) -> list[DatasetPart]:
-        """Those of DATASETS.TEST, registered, whose detections are there.
-
-        Raises:
-            DatasetError: a data set or an image cannot be used.
-        """
+        """Those of DATASETS.TEST, registered, whose detections are there; raises DatasetError if one cannot be used."""
         inference = self.stages[-1].folder / "inference"
         files = {name: inference / name / RESULTS_FILE for name in self.config["DATASETS"]["TEST"]}
         files = {name: file for name, file in files.items() if file.is_file()}
@@ -118,6 +109,7 @@ class PipelineResults:
         return [dataset_part(one, PICTURE_BYTES // len(files), percentiles) for one in evaluated]
 
 
+T = TypeVar("T")
 Make = Callable[[PipelineResults], Markup | None]
 
 _sections: dict[str, Make] = {}
@@ -138,6 +130,56 @@ def register_section(name: str, make: Make) -> None:
     _sections[name] = make
 
 
+def write_html(path: Path, make: Callable[[], str]) -> Path | None:
+    """Makes a page and writes it.
+
+    Returns:
+        The file; None where it could not be made, which is logged: hours of training have gone well before.
+    """
+
+    def write() -> Path:
+        write_text(path, make())
+        logger.info(f"report: {path}")
+        return path
+
+    return _try(str(path), write)
+
+
+def _try(what: str, make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except (CupreError, OSError) as error:
+        logger.warning(f"no {what}: {error}")
+    except Exception:
+        logger.exception(f"no {what}, which is a mistake of the report; the results are not touched by it")
+    return None
+
+
+@cache
+def templates() -> Environment:
+    """Of this folder. All text is escaped, whoever it is from."""
+    environment = Environment(
+        loader=PackageLoader("cupre_d2.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["picture_data"] = picture_data
+    return environment
+
+
+def render_page(template: str, title: str, datasets: Sequence[DatasetPart], **values: Any) -> str:
+    """A page that extends base.html.j2.
+
+    Args:
+        datasets: whose pictures are in it.
+        values: of the template.
+    """
+    page = templates().get_template(template)
+    return page.render(title=title, datasets=datasets, start_level=START_LEVEL, iou=IOU, **values)
+
+
 def write_report(output_dir: Path) -> Path | None:
     """Writes OUTPUT_DIR/report.html of a finished pipeline, whose results.json is there; as `write_html`."""
     return write_html(output_dir / REPORT, lambda: page(PipelineResults.read(output_dir)))
@@ -145,7 +187,7 @@ def write_report(output_dir: Path) -> Path | None:
 
 def page(pipeline: PipelineResults) -> str:
     """report.html's text, of all sections that can be made."""
-    made = {name: _try(name, make, pipeline) for name, make in _sections.items()}
+    made = {name: _try(f"section {name!r} in the report", partial(make, pipeline)) for name, make in _sections.items()}
     return render_page(
         "report.html.j2",
         title=pipeline.output_dir.resolve().name,
@@ -155,16 +197,6 @@ def page(pipeline: PipelineResults) -> str:
         device=pipeline.results["device"],
         sections={name: content for name, content in made.items() if content},
     )
-
-
-def _try(name: str, make: Make, pipeline: PipelineResults) -> Markup | None:
-    try:
-        return make(pipeline)
-    except (CupreError, OSError) as error:
-        logger.warning(f"no section {name!r} in the report: {error}")
-    except Exception:
-        logger.exception(f"no section {name!r} in the report, which is a mistake of this section")
-    return None
 
 
 def _fill(section: str, **values: Any) -> Markup:

@@ -54,10 +54,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, exclude_decay: Iterable[nn.P
     groups = _parameter_groups(solver, model, excluded)
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
     if solver.OPTIMIZER == "LAMB":
+        # Importing timm takes seconds.
+        from timm.optim.lamb import Lamb
+
+        kind: type[torch.optim.Optimizer] = Lamb
         options["max_grad_norm"] = None
+    else:
+        kind = getattr(torch.optim, solver.OPTIMIZER)
     if solver.OPTIMIZER == "SGD":
         options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-    kind = _optimizer_class(solver.OPTIMIZER)
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
         return _clipping_whole_gradient(kind, solver.CLIP_GRADIENTS)(groups, **options)
     return maybe_add_gradient_clipping(cfg, kind(groups, **options))
@@ -71,15 +76,6 @@ def check_known(key: str, value: str, known: Collection[str]) -> None:
     close = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.3)
     hint = f"did you mean {by_lower[close[0]]}?" if close else f"expected one of {', '.join(known)}"
     raise ConfigError(f"{key} {value!r}: {hint}")
-
-
-def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    if name == "LAMB":
-        # Importing timm takes seconds.
-        from timm.optim.lamb import Lamb
-
-        return Lamb
-    return {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}[name]
 
 
 def _parameter_groups(solver: CfgNode, model: nn.Module, excluded: set[int]) -> list[dict[str, Any]]:

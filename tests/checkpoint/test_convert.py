@@ -8,8 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
-from cupre_d2.checkpoint.convert import convert_weights
-from cupre_d2.checkpoint.loading import load_initial_weights
+from cupre_d2.checkpoint.loading import convert_weights, load_initial_weights
 from cupre_d2.errors import CheckpointError
 from cupre_d2.modeling.backbone.resnest import ResNeSt
 

@@ -9,8 +9,7 @@ from detectron2.structures import BoxMode
 from cupre_d2.config import default_config
 from cupre_d2.data.augmentation import ChannelSwap, Inversion, QuarterTurn, ScaledCrop, cell_augmentations
 from cupre_d2.data.few_shot import get_records
-from cupre_d2.data.loaders import build_detection_loader
-from cupre_d2.data.samples import CropMapper, draw_samples
+from cupre_d2.data.loaders import CropMapper, build_detection_loader, draw_samples
 
 
 @pytest.fixture()

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from cupre_d2.engine import lock, pipeline, preemption, results
+from cupre_d2.engine import pipeline, preemption, results
 from cupre_d2.engine.results import StageRecord, table
 from cupre_d2.engine.stage_trainer import StageTrainer
 from cupre_d2.engine.stages import Stage, load_stages
 from cupre_d2.errors import CheckpointError, ConfigError, DatasetError, ResultsError
+from cupre_d2.files import release
 
 
 def write_pipeline(folder: Path) -> str:
@@ -242,7 +243,7 @@ def test_a_restart_removes_nothing_before_all_is_checked(small_datasets: Path, s
     config = "configs/mini/scratch_bbbc038_5pct.yaml"
     opts = [*slim, "OUTPUT_DIR", str(tmp_path)]
     _, (stage,) = run(config, opts)
-    lock.release(tmp_path)
+    release(tmp_path)
     with pytest.raises(ConfigError, match="IMS_PER_BATCH 2: expected a positive multiple of the processes .3."):
         pipeline.prepare(config, opts, restart=True, processes=3)
     assert stage.final_checkpoint.is_file()

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from cupre_d2.config import default_config
-from cupre_d2.data.samples import Samples
+from cupre_d2.data.loaders import Samples
 from cupre_d2.engine.pseudo_labels import ALGORITHMS, build_clusterer, cluster_latents, cluster_statistics
 from cupre_d2.errors import ClusteringError, ConfigError
 from cupre_d2.modeling.latent import encoder_of

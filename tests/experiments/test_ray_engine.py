@@ -10,7 +10,7 @@ import pytest
 
 from cupre_d2.errors import ConfigError
 from cupre_d2.experiments import runner
-from cupre_d2.experiments.ray_engine import RayEngine, Share, share
+from cupre_d2.experiments.engines import RayEngine, Share, share
 from cupre_d2.experiments.runner import TaskError, run
 from cupre_d2.experiments.tasks import read_seconds
 from tests.experiments.test_runner import Script, outlook, started, wait_for

@@ -144,7 +144,7 @@ def test_cores_are_divided_by_what_can_run(
     jobs: int, needs: dict, threads: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda process: set(range(6)))
-    code = "import time; print(os.environ['OMP_NUM_THREADS']); time.sleep(1)"
+    code = "import time; print(os.environ['OMP_NUM_THREADS']); time.sleep(2.5)"
     run({key: Script(key, tmp_path, needed, code) for key, needed in needs.items()}, LocalEngine(jobs), outlook)
     assert {key: int((tmp_path / f"{key}.txt").read_text()) for key in needs} == threads
 

@@ -100,9 +100,10 @@ def test_two_starts(add: Callable) -> None:
     assert weights == [str(tasks[key].checkpoint) for key in task.needs]
 
 
-def test_a_stage_without_use_is_not_trained(add: Callable) -> None:
-    _, tasks = add("coco", "finetune.MODEL.WEIGHTS", "published.pth")
-    assert [task.stage for task in tasks.values()] == ["finetune"]
+def test_a_stage_without_use_is_not_trained(add: Callable, tmp_path: Path) -> None:
+    tasks = TaskList(tmp_path)
+    last, _ = add("coco", "finetune.MODEL.WEIGHTS", "published.pth", to=tasks)
+    assert [task.stage for task in tasks.with_needs([last]).values()] == ["finetune"]
 
 
 def test_the_config_in_its_folder_is_the_stage(add: Callable) -> None:

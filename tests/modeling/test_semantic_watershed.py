@@ -15,8 +15,7 @@ from cupre_d2 import add_cupre_config
 from cupre_d2.errors import ConfigError, DatasetError
 from cupre_d2.evaluation.cell_coco import CellCOCOEvaluator
 from cupre_d2.evaluation.label_evaluator import LabelEvaluator
-from cupre_d2.modeling.meta_arch.semantic_watershed import SemanticWatershed
-from cupre_d2.modeling.unet import UNetDecoder
+from cupre_d2.modeling.meta_arch.semantic_watershed import SemanticWatershed, UNetDecoder
 from cupre_d2.modeling.watershed import Thresholds, to_target
 
 NAME = "semantic_watershed_test"

@@ -235,7 +235,7 @@ def test_foreign_results_file(
 
 def test_a_mistake_of_the_report_stops_nothing(output: Path, caplog: pytest.LogCaptureFixture) -> None:
     (output / "results.json").write_text("{}")
-    with caplog.at_level(logging.WARNING, logger="cupre_d2.report.page"):
+    with caplog.at_level(logging.WARNING, logger="cupre_d2.report.sections"):
         assert write_report(output) is None
     assert "KeyError" in caplog.text
     assert not (output / "report.html").exists()

@@ -68,9 +68,7 @@ def bbbc038_ids(root: Path, role: Role) -> list[str]:
 
 def _with_types(records: list[Record], root: Path) -> list[Record]:
     """Sets cell_type from bbbc038/types.csv, or where there is none from our own list; returns the records."""
-    file = root / _OWN_TYPES
-    if not file.exists():
-        file = _OUR_TYPES
+    file = root / _OWN_TYPES if (root / _OWN_TYPES).exists() else _OUR_TYPES
     types = _read_types(file)
     for record in records:
         if record["image_id"] in types:
@@ -146,6 +144,11 @@ def appearance(image: np.ndarray) -> str:
     return "pink_tissue" if red > blue else "purple_on_purple"
 
 
+_BY_TYPE: tuple[tuple[str, Role, bool, tuple[Role, ...]], ...] = (
+    *((f"bbbc038_known_{role}", role, True, (role,)) for role in SPLITS),
+    ("bbbc038_unknown", "all", False, SPLITS),
+)
+
 BBBC038 = PublicDataset(
     name="bbbc038",
     title="BBBC038, Data Science Bowl 2018",
@@ -163,16 +166,9 @@ BBBC038 = PublicDataset(
             for role, images in zip(SPLITS, (536, 67, 67), strict=True)
         ),
         *(
-            Split(
-                f"bbbc038_known_{role}",
-                role,
-                (_BBBC038,),
-                partial(load_bbbc038_types, known=True, roles=(role,)),
-                derived=True,
-            )
-            for role in SPLITS
+            Split(name, role, (_BBBC038,), partial(load_bbbc038_types, known=known, roles=roles), derived=True)
+            for name, role, known, roles in _BY_TYPE
         ),
-        Split("bbbc038_unknown", "all", (_BBBC038,), partial(load_bbbc038_types, known=False, roles=SPLITS), derived=True),
     ),
 )
 
@@ -212,10 +208,6 @@ _BBBC005_IMAGES, _BBBC005_MASKS = "bbbc005/BBBC005_v1_images", "bbbc005/BBBC005_
 _BBBC005_COUNT = re.compile(r"_C(\d+)_")
 
 
-def _load_bbbc005(root: Path) -> list[Record]:
-    return load_binary_masks(root / _BBBC005_IMAGES, root / _BBBC005_MASKS)
-
-
 def _load_bbbc005_counts(root: Path) -> list[Record]:
     """The number of cells stands in the file name, as in SIMCEPImages_A01_C1_F1_s01_w2.TIF: one cell."""
     records = load_image_folder(root / _BBBC005_IMAGES)
@@ -235,14 +227,17 @@ BBBC005 = PublicDataset(
     citation="Lehmussola et al., Computational framework for simulating fluorescence microscope images, 2007",
     homepage="bbbc.broadinstitute.org, accession BBBC005",
     get="BBBC005_v1_images.zip and BBBC005_v1_ground_truth.zip; 1.8 GB",
-    parts=(
-        Part(_BBBC005_IMAGES, ("BBBC005_v1_images.zip",)),
-        Part(_BBBC005_MASKS, ("BBBC005_v1_ground_truth.zip",)),
-    ),
+    parts=tuple(Part(folder, (f"{Path(folder).name}.zip",)) for folder in (_BBBC005_IMAGES, _BBBC005_MASKS)),
     image_files=(f"{_BBBC005_IMAGES}/*.TIF",),
     images=19_200,
     splits=(
-        Split("bbbc005", "all", (_BBBC005_IMAGES, _BBBC005_MASKS), _load_bbbc005, 1200),
+        Split(
+            "bbbc005",
+            "all",
+            (_BBBC005_IMAGES, _BBBC005_MASKS),
+            lambda root: load_binary_masks(root / _BBBC005_IMAGES, root / _BBBC005_MASKS),
+            1200,
+        ),
         Split("bbbc005_counts", "all", (_BBBC005_IMAGES,), _load_bbbc005_counts, 19_200),
     ),
 )

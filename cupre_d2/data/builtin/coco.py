@@ -21,11 +21,8 @@ def _coco_json(role: str) -> str:
 
 def _coco_split(role: Role, images: int) -> Split:
     name, json_file, folder = f"coco_2017_{role}", _coco_json(role), f"coco/{role}2017"
-
-    def load(root: Path) -> list[Record]:
-        return DatasetCatalog.get(name)
-
-    return Split(name, role, (json_file, folder), load, images, (), CocoFiles(json_file, folder))
+    files = CocoFiles(json_file, folder)
+    return Split(name, role, (json_file, folder), lambda root: DatasetCatalog.get(name), images, (), files)
 
 
 COCO = PublicDataset(
@@ -57,10 +54,6 @@ def _load_evican(root: Path, files: CocoFiles) -> list[Record]:
     records, categories = load_coco_json(root / files.json_file, root / files.image_root, files.locate)
     check_categories(root / files.json_file, categories, _CLASSES)
     return records
-
-
-def _load_evican_images(root: Path) -> list[Record]:
-    return load_image_folder(root / _TRAIN_IMAGES)
 
 
 def _evican_json(folder: str, difficulty: str) -> str:
@@ -99,6 +92,6 @@ EVICAN = PublicDataset(
         _evican_split("train"),
         _evican_split("val"),
         *(_evican_split("test", difficulty) for difficulty in _DIFFICULTIES),
-        Split("evican_unlabeled", "unlabeled", (_TRAIN_IMAGES,), _load_evican_images),
+        Split("evican_unlabeled", "unlabeled", (_TRAIN_IMAGES,), lambda root: load_image_folder(root / _TRAIN_IMAGES)),
     ),
 )

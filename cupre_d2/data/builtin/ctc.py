@@ -26,19 +26,11 @@ def _name(folder: str) -> str:
     return "ctc_" + folder.lower().replace("-", "_").replace("+", "")
 
 
-def _load(root: Path, folder: str, videos: tuple[str, ...]) -> list[Record]:
+def _load(root: Path, folder: str, video: str | None = None) -> list[Record]:
+    """With the truth of a video, or all frames without."""
+    path = root / "ctc" / folder
     truth: Truth = "gold" if folder == _SIMULATED else "silver"
-    return _typed(load_ctc(root / "ctc" / folder, videos, truth), folder)
-
-
-def _load_unlabeled(root: Path, folder: str) -> list[Record]:
-    return _typed(load_ctc_images(root / "ctc" / folder), folder)
-
-
-def _typed(records: list[Record], folder: str) -> list[Record]:
-    for record in records:
-        record["cell_type"] = folder
-    return records
+    return [one | {"cell_type": folder} for one in (load_ctc(path, (video,), truth) if video else load_ctc_images(path))]
 
 
 def _dataset(folder: str, frames: int, content: str) -> PublicDataset:
@@ -61,11 +53,11 @@ def _dataset(folder: str, frames: int, content: str) -> PublicDataset:
                     f"{name}_{video}",
                     "all",
                     (f"{path}/{video}", f"{path}/{video}_{truth}"),
-                    partial(_load, folder=folder, videos=(video,)),
+                    partial(_load, folder=folder, video=video),
                 )
                 for video in _VIDEOS
             ),
-            Split(f"{name}_unlabeled", "unlabeled", (path,), partial(_load_unlabeled, folder=folder), frames),
+            Split(f"{name}_unlabeled", "unlabeled", (path,), partial(_load, folder=folder), frames),
         ),
     )
 

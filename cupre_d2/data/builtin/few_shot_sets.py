@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
+from cupre_d2.data.builtin.entry import Part, PublicDataset, Role, Split
 from cupre_d2.data.catalog import Record
 from cupre_d2.data.formats.mask_images import load_binary_masks, load_binary_stack
 from cupre_d2.errors import DatasetError
@@ -39,13 +39,9 @@ TNBC = PublicDataset(
 # ----------------------------------------------------------------------------------------------------------------- EM
 
 
-def _em_split(role: str) -> Split:
-    images, masks = f"em/{role}ing.tif", f"em/{role}ing_groundtruth.tif"
-
-    def load(root: Path) -> list[Record]:
-        return load_binary_stack(root / images, root / masks, instances="components")
-
-    return Split(f"em_{role}", "train" if role == "train" else "test", (images, masks), load, 165)
+def _em_split(role: Role) -> Split:
+    images, masks = paths = f"em/{role}ing.tif", f"em/{role}ing_groundtruth.tif"
+    return Split(f"em_{role}", role, paths, lambda root: load_binary_stack(root / images, root / masks, "components"), 165)
 
 
 EM = PublicDataset(
@@ -66,11 +62,6 @@ EM = PublicDataset(
 
 _RAW, _MITOCHONDRIA = "sstem/stack1/raw", "sstem/stack1/mitochondria"
 
-
-def _load_sstem(root: Path) -> list[Record]:
-    return load_binary_masks(root / _RAW, root / _MITOCHONDRIA, instances="components")
-
-
 SSTEM = PublicDataset(
     name="sstem",
     title="ssTEM, Drosophila nerve cord, mitochondria, electron microscopy",
@@ -82,5 +73,13 @@ SSTEM = PublicDataset(
     parts=(Part(_RAW, ("*drosophila*",)), Part(_MITOCHONDRIA, ("*drosophila*",))),
     image_files=(f"{_RAW}/*",),
     images=20,
-    splits=(Split("sstem", "all", (_RAW, _MITOCHONDRIA), _load_sstem, 20),),
+    splits=(
+        Split(
+            "sstem",
+            "all",
+            (_RAW, _MITOCHONDRIA),
+            lambda root: load_binary_masks(root / _RAW, root / _MITOCHONDRIA, instances="components"),
+            20,
+        ),
+    ),
 )

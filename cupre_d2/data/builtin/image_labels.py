@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from cupre_d2.data.builtin.entry import Part, PublicDataset, Split
+from cupre_d2.data.builtin.entry import Part, PublicDataset, Role, Split
 from cupre_d2.data.catalog import Record
 from cupre_d2.data.formats.csv_tables import load_count_table
 from cupre_d2.data.formats.image_folder import load_class_folders, load_image_folder
@@ -60,21 +60,12 @@ _UNLABELED = "rosette/unlabeled"
 _PATCHES = "rosette/patches"
 
 
-def _load_classes(root: Path, folder: str) -> list[Record]:
-    return load_class_folders(root / folder, CLASSES)
-
-
-def _load_images(root: Path, folder: str) -> list[Record]:
-    return load_image_folder(root / folder)
-
-
-def _classes(name: str, role: str, folder: str, images: int | None = None) -> Split:
-    loaded = partial(_load_classes, folder=folder)
-    return Split(name, "train" if role == "train" else "test", (folder,), loaded, images, CLASSES)
+def _classes(name: str, role: Role, folder: str, images: int | None = None) -> Split:
+    return Split(name, role, (folder,), lambda root: load_class_folders(root / folder, CLASSES), images, CLASSES)
 
 
 def _unlabeled(name: str, folder: str, images: int) -> Split:
-    return Split(name, "unlabeled", (folder,), partial(_load_images, folder=folder), images)
+    return Split(name, "unlabeled", (folder,), lambda root: load_image_folder(root / folder), images)
 
 
 # The authors' split is by acquisition date: train 20170711 and 20170715, test 20170720 (facts/rosette_gan.md §2.5).

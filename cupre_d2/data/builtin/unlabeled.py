@@ -57,13 +57,9 @@ def load_cells_unlabeled(root: Path) -> list[Record]:
 def _sources() -> list[tuple[Split, Callable[[Path], list[Record]]]]:
     """Splits, and how to read their images."""
     named = {split.name: split for dataset in (LIVECELL, bbbc.BBBC038, EVICAN, *CTC) for split in dataset.splits}
-    whole = ["livecell_train", "livecell_unlabeled", *(name for name in named if _joins(name))]
-    sources = [(named[name], named[name].load) for name in whole]
+    joining = [name for name in named if name.startswith(("evican_", "ctc_")) and name.endswith("_unlabeled")]
+    sources = [(named[name], named[name].load) for name in ("livecell_train", "livecell_unlabeled", *joining)]
     return [*sources, (named["bbbc038_train"], partial(bbbc.load_bbbc038_images, role="train"))]
-
-
-def _joins(name: str) -> bool:
-    return name.startswith(("evican_unlabeled", "ctc_")) and name.endswith("_unlabeled")
 
 
 def _held_out_files(root: Path) -> set[str]:

@@ -15,16 +15,8 @@ from cupre_d2.data.formats.mask_images import load_label_images
 from cupre_d2.errors import DatasetError
 
 # What a split's name says of its role; a word of it, case aside.
-_ROLES: dict[str, Role] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-    "unlabeled": "unlabeled",
-}
+_ROLES: dict[str, Role] = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val"}
+_ROLES |= {"valid": "val", "validation": "val", "unlabeled": "unlabeled"}
 _LABEL_FOLDERS = ("labels", "masks")
 
 

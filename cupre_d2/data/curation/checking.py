@@ -13,9 +13,9 @@ from cupre_d2.data.builtin.entry import Role
 from cupre_d2.data.catalog import datasets_root
 from cupre_d2.data.curation.checked_splits import CheckedSplit, splits_of, splits_of_name
 from cupre_d2.data.curation.cleaning import check_empty, fix
-from cupre_d2.data.curation.contents import Contents, read_contents
+from cupre_d2.data.curation.contents import read_contents
 from cupre_d2.data.curation.findings import Collector, Finding, exit_code, report, results, results_table
-from cupre_d2.data.curation.image_checks import Key, Pixels, check_counts, check_files, check_repeats, decode_all, file_key
+from cupre_d2.data.curation.image_checks import Pixels, check_counts, check_files, check_repeats, decode_all, file_key
 from cupre_d2.data.curation.instance_checks import OVERLAP, check_image
 from cupre_d2.errors import DatasetError
 from cupre_d2.files import write_text
@@ -71,7 +71,13 @@ def check_all(out: Path | None = None) -> int:
         DatasetError: there is no data set at all, or the folder of `out` cannot be made.
     """
     if out:
-        _make_folder(out.parent)
+        # Before anything is checked, which takes minutes.
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatasetError(
+                f"{out.parent}: cannot be made ({error.strerror}); expected a folder for the results"
+            ) from error
     root = datasets_root()
     found: dict[str, list[Finding]] = {
         dataset.name: check_splits(splits_of_name(dataset.name))
@@ -89,40 +95,21 @@ def check_all(out: Path | None = None) -> int:
 
 
 def check_splits(splits: Sequence[CheckedSplit], overlap: float = OVERLAP) -> list[Finding]:
-    """Finds what is wrong with the splits of a data set, each on its own and with each other.
+    """What is wrong with the splits of a data set, each on its own and with each other; by split in the order given.
 
     Args:
-        splits: the splits.
         overlap: the share of an instance, 0 to 1, that another one of its category may cover without a finding.
-
-    Returns:
-        The findings, by split in the order given.
     """
     collectors = [Collector(split.name, split.file) for split in splits]
     contents = [read_contents(split, collector) for split, collector in zip(splits, collectors, strict=True)]
     pixels = decode_all(contents)
     for one, collector in zip(contents, collectors, strict=True):
         check_files(one, pixels, collector)
-        _check_instances(one, pixels, overlap, collector)
+        for index, image in enumerate(tqdm(one.images, f"checking {one.split.name}", unit="image", disable=None)):
+            # Where the split is wrong about the size, training goes by the image.
+            size = pixels.get(file_key(image), Pixels()).size or image.size
+            if image.annotations and size is not None:
+                check_image(one, index, size, overlap, collector)
         check_counts(one, collector)
     check_repeats(contents, pixels, collectors)
     return list(chain.from_iterable(collector.findings for collector in collectors))
-
-
-def _check_instances(contents: Contents, pixels: dict[Key, Pixels], overlap: float, collector: Collector) -> None:
-    progress = tqdm(contents.images, f"checking {contents.split.name}", unit="image", disable=None)
-    for index, image in enumerate(progress):
-        if not image.annotations:
-            continue
-        # Where the split is wrong about the size, training goes by the image.
-        size = pixels.get(file_key(image), Pixels()).size or image.size
-        if size is not None:
-            check_image(contents, index, size, overlap, collector)
-
-
-def _make_folder(folder: Path) -> None:
-    """Before anything is checked, which takes minutes."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be made ({error.strerror}); expected a folder for the results") from error

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -84,7 +84,10 @@ def fix(splits: Sequence[CheckedSplit], findings: Sequence[Finding], out: Path) 
     """
     out = check_empty(out)
     contents = [read_contents(split, Collector(split.name, split.file)) for split in splits]
-    _refuse_parts(contents)
+    for image in (image for one in contents for image in one.images):
+        part = "a page of a stack" if image.page is not None else "some channels" if image.channels is not None else None
+        if part:
+            raise DatasetError(f"{image.file}: {image.name}: {part}; expected one image a file, as COCO has it")
     lines: list[str] = []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,28 +111,27 @@ def check_empty(out: Path) -> Path:
     return out
 
 
-def _refuse_parts(contents: Sequence[Contents]) -> None:
-    for image in (image for one in contents for image in one.images):
-        part = "a page of a stack" if image.page is not None else "some channels" if image.channels is not None else None
-        if part:
-            raise DatasetError(f"{image.file}: {image.name}: {part}; expected one image a file, as COCO has it")
-
-
 def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict[str, Path]) -> Iterator[str]:
     split = contents.split
     copy = _Copy()
     annotated = any(image.annotations is not None for image in contents.images)
     of_image, of_annotation = _by_position(findings)
-    root = _root(contents)
+    folders = [image.file.parent for image in contents.images if image.file is not None]
+    root = os.path.commonpath(folders) if folders else ""
     for index, image in enumerate(contents.images):
-        dropped = _why_dropped(split, of_image[index])
+        kinds = of_image[index] - ({"leak"} if split.held_out else set())
+        dropped = next((kind for kind in _DROPPED_IMAGES if kind in kinds), None)
         if dropped:
             copy.note(f"{image.name} with {len(image.annotations or ())} annotations", f"image left out ({dropped})")
             continue
         assert image.file is not None
-        file_name = _file_name(image, root)
-        if annotated:
-            file_name = _free_name(file_name, image.file, split.name, names)
+        # Those of a COCO JSON are kept.
+        file_name = PurePath(image.entry["file_name"]).as_posix()
+        if split.json_file is None:
+            file_name = image.file.relative_to(root).as_posix()
+        # Splits share a folder; where two files have one name, the second goes to a sub-folder.
+        while annotated and names.setdefault(file_name, image.file) != image.file:
+            file_name = f"{split.name}/{file_name}"
         copy.files[file_name] = image.file
         if image.annotations is not None:
             entry = _image_entry(contents, image, index, file_name, of_image[index], copy)
@@ -156,36 +158,13 @@ def _fix(contents: Contents, findings: Sequence[Finding], out: Path, names: dict
 
 def _by_position(findings: Sequence[Finding]) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
     """Kinds of finding about each image itself, and about each annotation."""
-    of_image: dict[int, set[str]] = defaultdict(set)
-    of_annotation: dict[int, set[str]] = defaultdict(set)
+    of_image, of_annotation = defaultdict[int, set[str]](set), defaultdict[int, set[str]](set)
     for finding in findings:
         if finding.annotation is not None:
             of_annotation[finding.annotation].add(finding.kind)
         elif finding.image is not None:
             of_image[finding.image].add(finding.kind)
     return of_image, of_annotation
-
-
-def _why_dropped(split: CheckedSplit, kinds: set[str]) -> str | None:
-    return next((kind for kind in _DROPPED_IMAGES if kind in kinds and not (kind == "leak" and split.held_out)), None)
-
-
-def _root(contents: Contents) -> Path | None:
-    """What the file names of records are made relative to; those of a COCO JSON are kept."""
-    folders = [image.file.parent for image in contents.images if image.file is not None]
-    return Path(os.path.commonpath(folders)) if folders and contents.split.json_file is None else None
-
-
-def _file_name(image: ImageEntry, root: Path | None) -> str:
-    assert image.file is not None
-    return PurePath(image.entry["file_name"]).as_posix() if root is None else image.file.relative_to(root).as_posix()
-
-
-def _free_name(file_name: str, file: Path, split: str, names: dict[str, Path]) -> str:
-    """Splits share a folder; where two files have one name, the second goes to a sub-folder."""
-    while names.setdefault(file_name, file) != file:
-        file_name = f"{split}/{file_name}"
-    return file_name
 
 
 def _image_entry(
@@ -227,19 +206,13 @@ def _fix_annotations(
 
 # Coordinates can be absurd.
 @np.errstate(all="ignore")
-def _repair(
-    annotation: Mapping[str, Any], kinds: Collection[str], height: int, width: int
-) -> tuple[dict[str, Any] | None, str]:
-    """An annotation without the defects `kinds`, in an image of that size in pixels.
-
-    Returns:
-        The annotation as COCO has it, or None if it is to be dropped; and what was done.
-    """
+def _repair(annotation: dict[str, Any], kinds: set[str], height: int, width: int) -> tuple[dict[str, Any] | None, str]:
+    """The annotation without the defects `kinds`, as COCO has it, or None if it is to be dropped; and what was done."""
     dropped = next((kind for kind in _DROPPED if kind in kinds), None)
     if dropped:
         return None, f"dropped ({dropped})"
-    repaired, done = dict(annotation), []
-    if any(kind in kinds for kind in _OF_MASK):
+    repaired, done = annotation.copy(), []
+    if not kinds.isdisjoint(_OF_MASK):
         repaired["segmentation"] = _whole_polygons(annotation["segmentation"], height, width)
         done.append("polygons cut to what is in the image" if _OF_MASK[1] in kinds else "degenerate polygons left out")
     mask = read_mask(repaired["segmentation"], height, width)
@@ -247,7 +220,7 @@ def _repair(
         return None, "dropped (no pixel of it is in the image)"
     if done:
         repaired["area"] = mask.area
-    if any(kind in kinds for kind in _OF_BOX):
+    if not kinds.isdisjoint(_OF_BOX):
         repaired["bbox"] = to_box(mask.extent)
         done.append("box computed from the mask")
     if _OF_AREA in kinds:

@@ -1,11 +1,10 @@
 """A split's images, annotations and categories, read without giving up at the first defect."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, TypeGuard
+from typing import Any
 
 import msgspec
 from detectron2.structures import BoxMode
@@ -156,14 +155,16 @@ def _images(entries: list[Any], split: CheckedSplit, collector: Collector) -> li
     if not entries:
         collector.add("unusable file", "field images", "expected at least one image")
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_id(entry.get("id"), (int, str)) or not _is_name(entry.get("file_name")):
+        file_name: Any = entry.get("file_name") if isinstance(entry, dict) else None
+        is_name = isinstance(file_name, str) and bool(PurePath(file_name).parts) and "\0" not in file_name
+        if not is_name or not _is_id(entry.get("id"), (int, str)):
             # It keeps its place: `fix` goes by positions.
             images.append(ImageEntry(f"image number {index}", {}, None, None, "", [], split.file))
             message = "expected an id, a whole number or a text, and a file_name"
             collector.add("unusable entry", images[-1].name, message, image=index)
             continue
-        name = f"image {entry['id']} ({entry['file_name']})"
-        file = _locate(split, entry["file_name"])
+        name = f"image {entry['id']} ({file_name})"
+        file = _locate(split, file_name)
         if file is None:
             message = f"field file_name; expected a path below {split.image_root}"
             collector.add("file outside the folder", name, message, image=index)
@@ -182,12 +183,8 @@ def _locate(split: CheckedSplit, name: str) -> Path | None:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if _is_side(height) and _is_side(width) else None
-
-
-def _is_side(value: Any) -> TypeGuard[int]:
-    return _is_id(value, int) and 1 <= value <= _MAX_SIDE
+    sides: Any = entry.get("height"), entry.get("width")
+    return sides if all(_is_id(side, int) and 1 <= side <= _MAX_SIDE for side in sides) else None
 
 
 def _group(entry: dict[str, Any]) -> str:
@@ -196,10 +193,6 @@ def _group(entry: dict[str, Any]) -> str:
 
 def _is_id(value: Any, kinds: type | tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(PurePath(value).parts) and "\0" not in value
 
 
 def _assign(contents: Contents, collector: Collector) -> None:
@@ -230,10 +223,8 @@ def _assign(contents: Contents, collector: Collector) -> None:
 
 def _head(annotation: Any) -> _Head | None:
     try:
-        if isinstance(annotation, msgspec.Raw):
-            head = msgspec.json.decode(annotation, type=_Head)
-        else:
-            head = msgspec.convert(annotation, _Head)
+        is_raw = isinstance(annotation, msgspec.Raw)
+        head = msgspec.json.decode(annotation, type=_Head) if is_raw else msgspec.convert(annotation, _Head)
     except (ValueError, RecursionError):
         return None
     usable = _is_id(head.image_id, (int, str)) and _is_id(head.category_id, int) and head.iscrowd in (0, 1)
@@ -264,14 +255,11 @@ def _check_ids(heads: list[_Head | None], collector: Collector) -> None:
 
 
 def _check_categories(heads: list[_Head | None], contents: Contents, collector: Collector) -> None:
-    counts: dict[int, int] = defaultdict(int)
-    for head in heads:
-        if head is not None:
-            counts[head.category_id] += 1
+    used = {head.category_id for head in heads if head is not None}
     known = {category["id"]: category["name"] for category in contents.categories}
-    shift = contents.category_shift = _category_shift(set(counts), set(known))
+    shift = contents.category_shift = _category_shift(used, set(known))
     if shift:
-        message = f"annotations have {_span(counts)}, the categories {_span(known)}; off by one?"
+        message = f"annotations have {_span(used)}, the categories {_span(known)}; off by one?"
         collector.add("category ids off by one", "field category_id", message)
     else:
         expected = ", ".join(map(str, sorted(known)[:10])) + (", ..." if len(known) > 10 else "")
@@ -280,7 +268,7 @@ def _check_categories(heads: list[_Head | None], contents: Contents, collector: 
                 message = f"category_id {head.category_id}; expected one of {expected}"
                 collector.add("unknown category id", _name(head, index), message, annotation=index)
     for category, name in known.items():
-        if category - shift not in counts:
+        if category - shift not in used:
             collector.add("category without instances", f"category {category}", f"{name!r} has none")
 
 

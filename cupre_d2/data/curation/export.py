@@ -22,11 +22,8 @@ NOT_NORMALIZED = "register it with normalize=False, as the pixels of its images 
 def write_subset(name: str, file: Path) -> str:
     """Writes a registered data set, as a rule a few-shot subset, as a COCO file of its own.
 
-    Returns:
-        A line that says what was written, which folder its file names are relative to, and how to register it.
-
-    Raises:
-        DatasetError: see `few_shot.get_records` and `write_coco_json`.
+    Returns a line that says what was written, which folder its file names are relative to, and how to register it; errors
+    as of `few_shot.get_records` and `write_coco_json`.
     """
     records = get_records(name)
     root = write_coco_json(records, MetadataCatalog.get(name).thing_classes, file)
@@ -70,21 +67,24 @@ def write_coco_json(records: Sequence[Record], classes: Sequence[str], file: Pat
                 raise DatasetError(f"{record['file_name']}: annotation {index}, {error}") from error
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **described})
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
-    _write(file, {"images": images, "annotations": annotations, "categories": categories})
+    content = json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda stream: stream.write(content))
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be written ({error.strerror})") from error
     return root
 
 
 def _image(record: Record, root: Path) -> dict[str, Any]:
     if "annotations" not in record:
         raise DatasetError(f"{record['file_name']}: record without annotations; expected an annotated data set")
-    if record.get("page") is not None:
-        raise DatasetError(
-            f"{record['file_name']}: page {record['page']} of a stack; expected one image a file, as COCO has it"
-        )
-    if record.get("channels") is not None:
-        raise DatasetError(
-            f"{record['file_name']}: channels {list(record['channels'])} of a file; expected all of them, as COCO has it"
-        )
+    page, channels = record.get("page"), record.get("channels")
+    if page is not None:
+        raise DatasetError(f"{record['file_name']}: page {page} of a stack; expected one image a file, as COCO has it")
+    if channels is not None:
+        said = f"channels {list(channels)} of a file; expected all of them, as COCO has it"
+        raise DatasetError(f"{record['file_name']}: {said}")
     return {
         "file_name": Path(record["file_name"]).relative_to(root).as_posix(),
         "height": record["height"],
@@ -120,11 +120,3 @@ def to_coco(annotation: Mapping[str, Any], height: int, width: int) -> dict[str,
         "iscrowd": annotation.get("iscrowd", 0),
         "segmentation": plain,
     }
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda stream: stream.write(json.dumps(content).encode()))
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be written ({error.strerror})") from error

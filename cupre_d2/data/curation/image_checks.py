@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -31,11 +31,7 @@ class Pixels:
 
 
 def decode_all(contents: Sequence[Contents]) -> dict[Key, Pixels]:
-    """Decodes each image of the splits once, in threads, and shows how far it is.
-
-    Returns:
-        By `file_key`.
-    """
+    """Decodes each image of the splits once, in threads, and shows how far it is; by `file_key`."""
     images = {file_key(image): image for one in contents for image in one.images if image.file is not None}
     with ThreadPoolExecutor() as pool:
         decoded = tqdm(pool.map(_decode, images.values()), "decoding images", len(images), unit="image", disable=None)
@@ -77,14 +73,13 @@ def check_repeats(contents: Sequence[Contents], pixels: dict[Key, Pixels], colle
                 _report_repeats(contents[number], indices, collectors[number])
         _report_leaks(contents, by_split, collectors)
         for pair in combinations(sorted(by_split), 2):
-            if _may_share(*(contents[number] for number in pair)):
+            one, other = (contents[number].split for number in pair)
+            if one.role == other.role or not (one.held_out or other.held_out):
                 shared[pair] += 1
                 example.setdefault(pair, contents[pair[0]].images[by_split[pair[0]][0]].name)
-    for (one, other), count in shared.items():
-        message = f"{count} images are in {contents[other].split.name} too"
-        collectors[one].add(
-            "shared images", f"{example[one, other]} and others" if count > 1 else example[one, other], message
-        )
+    for pair, count in shared.items():
+        record = example[pair] + (" and others" if count > 1 else "")
+        collectors[pair[0]].add("shared images", record, f"{count} images are in {contents[pair[1]].split.name} too")
 
 
 def check_counts(contents: Contents, collector: Collector) -> None:
@@ -150,35 +145,24 @@ def _report_repeats(contents: Contents, indices: list[int], collector: Collector
             kind = "repeated file" if file_key(images[index]) == file_key(images[kept]) else "repeated content"
             message = f"the same as {images[kept].name}"
             if images[kept].annotations is not None:
-                message += (
-                    f"; {len(images[index].annotations or ())} annotations here, {len(images[kept].annotations or ())} there"
-                )
+                here, there = (len(images[one].annotations or ()) for one in (index, kept))
+                message += f"; {here} annotations here, {there} there"
             collector.add(kind, images[index].name, message, index, file=images[index].listed_in)
 
 
 def _report_leaks(contents: Sequence[Contents], by_split: dict[int, list[int]], collectors: Sequence[Collector]) -> None:
-    for number, index, other in _leaks(contents, by_split):
-        image, held_out = contents[number].images[index], contents[other]
-        message = f"the same as {held_out.images[by_split[other][0]].name} of {held_out.split.name}"
-        collectors[number].add("leak", image.name, message, index, file=image.listed_in)
-
-
-def _leaks(contents: Sequence[Contents], by_split: dict[int, list[int]]) -> Iterator[tuple[int, int, int]]:
-    """A split, the position of an image in it, and the held-out split that has the image too."""
     held_out = [number for number in by_split if contents[number].split.held_out]
     for number, indices in by_split.items():
-        other = next((other for other in held_out if _leaks_into(contents[number], contents[other])), None)
-        if other is not None:
-            yield from ((number, index, other) for index in indices)
+        for other in [other for other in held_out if _leaks_into(contents[number], contents[other])][:1]:
+            message = f"the same as {contents[other].images[by_split[other][0]].name} of {contents[other].split.name}"
+            for index in indices:
+                image = contents[number].images[index]
+                collectors[number].add("leak", image.name, message, index, file=image.listed_in)
 
 
 def _leaks_into(one: Contents, held_out: Contents) -> bool:
     """Whether an image of both is to be reported for `one`: of validation and test it is the validation's."""
     return not one.split.held_out or (one.split.role, held_out.split.role) == ("val", "test")
-
-
-def _may_share(one: Contents, other: Contents) -> bool:
-    return one.split.role == other.split.role or not (one.split.held_out or other.split.held_out)
 
 
 def _medians(images: list[ImageEntry]) -> dict[str | None, float]:

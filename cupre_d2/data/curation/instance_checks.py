@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from pycocotools import mask as mask_util
 
-from cupre_d2.data.curation.contents import Contents, ImageEntry
+from cupre_d2.data.curation.contents import Contents
 from cupre_d2.data.curation.findings import Collector
 from cupre_d2.data.formats.rle import box_of_runs, check_rle
 
@@ -67,7 +67,7 @@ def _check_annotation(
         message = f"is no JSON ({error})"
         collector.add("unusable entry", f"{image.name}, annotation number {position}", message, index, position)
         return None
-    name = _name(image, annotation, number)
+    name = f"annotation number {number}" if annotation.get("id") is None else f"annotation {annotation['id']}"
     mask = read_mask(annotation.get("segmentation"), *size)
     of_box = read_box(annotation.get("bbox"), mask.extent, *size)
     for kind, message in (*mask.problems, *of_box, *read_area(annotation.get("area"))):
@@ -75,11 +75,6 @@ def _check_annotation(
     if mask.rle is None or mask.extent is None or annotation.get("iscrowd"):
         return None
     return Instance(position, name, annotation["category_id"], mask.rle, mask.extent, mask.area)
-
-
-def _name(image: ImageEntry, annotation: dict[str, Any], number: int) -> str:
-    identity = annotation.get("id")
-    return f"annotation number {number}" if identity is None else f"annotation {identity}"
 
 
 def _find_overlaps(instances: list[Instance], overlap: float) -> Iterator[tuple[str, Instance, Instance, float]]:

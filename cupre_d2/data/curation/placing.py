@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -58,7 +59,6 @@ def prepare(dataset: PublicDataset, raw: Path, root: Path) -> Iterator[str]:
     a folder or an archive that might be a part by its name, but holds something else, is left and named.
 
     Args:
-        dataset: the entry of the catalogue.
         raw: the folder with the publisher's archives, or with what was unpacked from them.
         root: the folder of all data sets.
 
@@ -183,7 +183,10 @@ def _members(archive: Path) -> dict[str, tuple[PurePosixPath, bool]]:
             folders = {member.filename: member.is_dir() for member in opened.infolist()}
         else:
             folders = {member.name: member.isdir() for member in opened.getmembers()}
-    _check_names(archive, list(folders))
+    for name in folders:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name:
+            raise DatasetError(f"{archive}: member {name!r} points outside the archive; expected a path below it")
     return {name: (path, is_folder) for name, is_folder in folders.items() if (path := PurePosixPath(name)).parts}
 
 
@@ -197,13 +200,6 @@ def _unpack(archive: Path, inside: PurePosixPath, target: Path) -> None:
             else:
                 # "data" refuses links that lead outside, and devices.
                 opened.extract(name, target, filter="data")
-
-
-def _check_names(archive: Path, names: Sequence[str]) -> None:
-    for name in names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in name:
-            raise DatasetError(f"{archive}: member {name!r} points outside the archive; expected a path below it")
 
 
 def _cut_rosettes(root: Path) -> Iterator[str]:
@@ -221,17 +217,12 @@ def _cut_rosettes(root: Path) -> Iterator[str]:
         new.mkdir()
         images = list_images(folder)
         for image in tqdm(images, desc="cutting patches", unit="image"):
-            _cut(image, new)
+            pixels = read_image(image, "L", percentiles=None)[:, :, 0]
+            for top, left in product(*(range(0, side - _PATCH + 1, _PATCH) for side in pixels.shape)):
+                _, png = cv2.imencode(".png", pixels[top : top + _PATCH, left : left + _PATCH])
+                (new / f"{image.stem}_y{top:03d}_x{left:03d}.png").write_bytes(png.tobytes())
         new.rename(target)
     yield f"{_ROSETTE_PATCHES}: cut from {len(images)} images"
-
-
-def _cut(image: Path, target: Path) -> None:
-    pixels = read_image(image, "L", percentiles=None)[:, :, 0]
-    for top in range(0, pixels.shape[0] - _PATCH + 1, _PATCH):
-        for left in range(0, pixels.shape[1] - _PATCH + 1, _PATCH):
-            _, png = cv2.imencode(".png", pixels[top : top + _PATCH, left : left + _PATCH])
-            (target / f"{image.stem}_y{top:03d}_x{left:03d}.png").write_bytes(png.tobytes())
 
 
 def _state(dataset: PublicDataset, images: int, root: Path) -> str:

@@ -227,8 +227,14 @@ def _parse(content: Any) -> CocoArrays:
     index = {image.id: number for number, image in enumerate(file.images)}
     _expect(0 < len(index) == len(file.images))
     _expect(all(0 < image.height <= LARGEST and 0 < image.width <= LARGEST for image in file.images))
-    ordered = _by_image(file, index)
-    total, repeated = len(file.annotations), _repeated(file.annotations)
+    ordered: list[list[_Annotation]] = [[] for _ in file.images]
+    for annotation in file.annotations:
+        number = index.get(annotation.image_id)
+        if number is None:
+            raise ValueError
+        ordered[number].append(annotation)
+    ids = np.fromiter((hash(text) for annotation in file.annotations if (text := bytes(annotation.id))), np.int64)
+    total, repeated = len(file.annotations), len(ids) - len(np.unique(ids))
     file.annotations.clear()
     return _Collector(categories, file.images).collect(ordered, total, repeated)
 
@@ -236,22 +242,6 @@ def _parse(content: Any) -> CocoArrays:
 def _expect(holds: bool) -> None:
     if not holds:
         raise ValueError
-
-
-def _by_image(file: _File, index: dict[int | str, int]) -> list[list[_Annotation]]:
-    grouped: list[list[_Annotation]] = [[] for _ in file.images]
-    for annotation in file.annotations:
-        number = index.get(annotation.image_id)
-        if number is None:
-            raise ValueError
-        grouped[number].append(annotation)
-    return grouped
-
-
-def _repeated(annotations: list[_Annotation]) -> int:
-    """How many have an id that an earlier one has."""
-    ids = np.fromiter((hash(text) for annotation in annotations if (text := bytes(annotation.id))), np.int64)
-    return len(ids) - len(np.unique(ids))
 
 
 def _pixels(values: array) -> np.ndarray:
@@ -319,8 +309,7 @@ class _Collector:
         """The box of an annotation that is kept; None, and counted, for one that is not."""
         if not polygons:
             return self._skip(NO_MASK)
-        for polygon in polygons:
-            _expect(len(polygon) % 2 == 0)
+        _expect(all(len(polygon) % 2 == 0 for polygon in polygons))
         whole = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON]
         if not whole:
             return self._skip(DEGENERATE)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_coco_json(
 
     try:
         with json_file.open("rb") as stream:
-            parsed, records = cached(json_file, stream, _parse_or_explain, use)
+            parsed, records = cached(json_file, stream, _parse, use)
     except FileNotFoundError as error:
         raise DatasetError(f"{json_file}: no such file; expected COCO's instances JSON") from error
     except OSError as error:
@@ -69,15 +70,11 @@ def load_coco_json(
     return records, parsed.categories
 
 
-def _parse_or_explain(json_file: Path, content: Any) -> CocoArrays:
-    """The fast way says only that something is wrong; the slow one says what."""
-    return parse(content) or _explain(json_file, bytes(content))
-
-
 def _files(json_file: Path, images: Sequence[Image], image_root: Path, locate: Callable[[Path, str], Path]) -> list[Path]:
     """Where the images are; all of them must be there, below image_root."""
     files, missing = [], []
-    is_file = _Listing()
+    # A question a file takes minutes on network file systems.
+    listed = cache(_list_files)
     for image in images:
         path = PurePath(image.file_name)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in image.file_name:
@@ -86,7 +83,8 @@ def _files(json_file: Path, images: Sequence[Image], image_root: Path, locate: C
         file = image_root / path
         try:
             file = locate(image_root, image.file_name)
-            found = is_file(file)
+            # What is not in the list may be there all the same, where upper and lower case are one.
+            found = file.name in listed(file.parent) or file.is_file()
         # A name that is too long, or that the file system cannot spell; a folder that may not be searched.
         except (OSError, ValueError):
             found = False
@@ -100,26 +98,17 @@ def _files(json_file: Path, images: Sequence[Image], image_root: Path, locate: C
     return files
 
 
-class _Listing:
-    """Whether files exist, asked of their folders as a whole: a question a file takes minutes on network file systems."""
-
-    def __init__(self) -> None:
-        self._folders: dict[Path, set[str]] = {}
-
-    def __call__(self, file: Path) -> bool:
-        folder = file.parent
-        if folder not in self._folders:
-            self._folders[folder] = _list_files(folder)
-        # What is not in the list may be there all the same, where upper and lower case are one.
-        return file.name in self._folders[folder] or file.is_file()
-
-
 def _list_files(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
     except OSError:
         return set()
+
+
+def _parse(json_file: Path, content: Any) -> CocoArrays:
+    """The fast way says only that something is wrong; the slow one says what."""
+    return parse(content) or _explain(json_file, bytes(content))
 
 
 def _explain(json_file: Path, content: bytes) -> CocoArrays:
@@ -129,8 +118,7 @@ def _explain(json_file: Path, content: bytes) -> CocoArrays:
         DatasetError: names the record, the field and what was expected.
     """
     try:
-        checked = _check(json_file, _read(json_file, content))
-        parsed = parse(msgspec.json.encode(checked))
+        parsed = parse(msgspec.json.encode(_Checker(json_file).checked(_read(json_file, content))))
     except RecursionError as error:
         raise DatasetError(f"{json_file}: is nested too deeply; expected COCO's instances format") from error
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
@@ -161,26 +149,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return decoded
 
 
-def _check(json_file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The fields that count, all of them sound."""
-    checker = _Checker(json_file)
-    categories = checker.categories(content)
-    images = checker.images(content)
-    return {
-        "categories": [{"id": category, "name": name} for category, name in categories.items()],
-        "images": list(images.values()),
-        "annotations": [
-            checker.annotation(index, entry, categories, images)
-            for index, entry in enumerate(checker.entries(content, "annotations"))
-        ],
-    }
-
-
 class _Checker:
     """Checks, and what to call the file they are about."""
 
     def __init__(self, json_file: Path) -> None:
         self.file = json_file
+
+    def checked(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The fields that count, all of them sound."""
+        categories, images = self.categories(content), self.images(content)
+        entries = enumerate(self.entries(content, "annotations"))
+        return {
+            "categories": [{"id": category, "name": name} for category, name in categories.items()],
+            "images": list(images.values()),
+            "annotations": [self.annotation(index, entry, categories, images) for index, entry in entries],
+        }
 
     def error(self, record: str, message: str) -> DatasetError:
         return DatasetError(f"{self.file}: {record}, {message}" if record else f"{self.file}: {message}")

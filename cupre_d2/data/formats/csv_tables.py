@@ -41,30 +41,17 @@ def load_count_table(
     counts: dict[Path, tuple[str, int]] = {}
     folder = images.absolute()
     for row, fields in read_rows(table, (name_column, count_column), header=columns is not None):
-        name = fields[name_column]
+        name, count = fields[name_column], fields[count_column]
         file = _image_below(folder, name, row)
         if file in counts:
             raise DatasetError(f"{row}: image {name} for the second time; expected one row an image")
-        counts[file] = name, _count(fields[count_column], row, count_column)
+        if not re.fullmatch(r"\s*\d{1,9}\s*", count, re.ASCII):
+            raise DatasetError(f"{row}, field {count_column}: {count!r}; expected a whole number from 0 on")
+        counts[file] = name, int(count)
     if not counts:
         raise DatasetError(f"{table}: no row; expected one an image")
     _log_unnamed(table, folder, counts)
-
-    def record(file: Path) -> dict[str, Any]:
-        name, count = counts[file]
-        return image_record(file, name) | {"count": count}
-
-    return in_threads(record, counts)
-
-
-def _count(text: str, row: str, column: str) -> int:
-    if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII):
-        raise DatasetError(f"{row}, field {column}: {text!r}; expected a whole number from 0 on")
-    return int(text)
-
-
-def _png(image_id: str) -> str:
-    return f"{image_id}.png"
+    return in_threads(lambda file: image_record(file, counts[file][0]) | {"count": counts[file][1]}, counts)
 
 
 def load_rle_csv(
@@ -72,7 +59,7 @@ def load_rle_csv(
     images: Path,
     columns: tuple[str, str] = SARTORIUS,
     order: Literal["rows", "columns"] = "rows",
-    locate: Callable[[str], str] = _png,
+    locate: Callable[[str], str] = "{}.png".format,
 ) -> list[dict[str, Any]]:
     """Records of the images that the table names, in order of their first row; category 0.
 
@@ -91,7 +78,7 @@ def load_rle_csv(
         DatasetError: the table is missing, malformed or empty, an image is not on disk, outside the folder or cannot be
             read or has another size than its row says, or runs are no pairs of numbers, overlap or leave the image.
     """
-    rows = [(row, fields) for row, fields in read_rows(table, columns)]
+    rows = list(read_rows(table, columns))
     if not rows:
         raise DatasetError(f"{table}: no row; expected one an instance")
     first = {fields[columns[0]]: (row, fields) for row, fields in reversed(rows)}
@@ -105,25 +92,17 @@ def load_rle_csv(
         record.update({"cell_type": cell_type} if cell_type else {}, annotations=[])
     for row, fields in rows:
         record = records[fields[columns[0]]]
-        _check_size(row, fields, record)
+        for side in ("height", "width"):
+            if fields.get(side, str(record[side])).strip() != str(record[side]):
+                raise DatasetError(f"{row}, field {side}: {fields[side]!r}; expected that of its image, {record[side]}")
         mask = _decode_runs(fields[columns[1]], row, columns[1], record["height"], record["width"], order)
         annotation = mask_to_annotation(mask)
         if annotation:
             record["annotations"].append(annotation)
-    _log_blank_rows(table, len(rows), list(records.values()))
-    return list(records.values())
-
-
-def _check_size(row: str, fields: dict[str, str], record: dict[str, Any]) -> None:
-    for side in ("height", "width"):
-        if fields.get(side, str(record[side])).strip() != str(record[side]):
-            raise DatasetError(f"{row}, field {side}: {fields[side]!r}; expected that of its image, {record[side]}")
-
-
-def _log_blank_rows(table: Path, rows: int, records: list[dict[str, Any]]) -> None:
-    blank = rows - sum(max(1, len(record["annotations"])) for record in records)
+    blank = len(rows) - sum(max(1, len(record["annotations"])) for record in records.values())
     if blank:
         logger.warning("%s: left out %d rows without runs, of images that other rows cover", table, blank)
+    return list(records.values())
 
 
 def _decode_runs(text: str, row: str, column: str, height: int, width: int, order: str) -> np.ndarray:
@@ -174,11 +153,7 @@ def read_rows(file: Path, columns: Sequence[str], header: bool = True) -> Iterat
 
 
 def _image_below(folder: Path, name: str, row: str) -> Path:
-    """The file of a name in a table; it must lie below the folder.
-
-    Raises:
-        DatasetError: it points elsewhere, or is not on disk.
-    """
+    """The file of a name in a table; raises DatasetError where it lies not below the folder, or is not on disk."""
     path = Path(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise DatasetError(f"{row}: image {name!r}; expected the name of a file below {folder}")

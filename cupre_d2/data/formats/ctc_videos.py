@@ -90,11 +90,8 @@ def _load_video(folder: Path, video: str, truth: Truth) -> list[dict[str, Any]]:
         logger.warning("%s: left out %d of %d files without a frame", masks, len(truths) - len(annotated), len(truths))
     if truth == "gold":
         annotated = _complete(folder / f"{video}_GT", truths, annotated)
-
-    def record(number: int) -> dict[str, Any]:
-        return masked_record(frames[number], _image_id(folder, frames[number]), truths[number], read_labels(truths[number]))
-
-    return in_threads(record, annotated)
+    pairs = [(frames[number], truths[number]) for number in annotated]
+    return in_threads(lambda pair: masked_record(pair[0], _image_id(folder, pair[0]), pair[1], read_labels(pair[1])), pairs)
 
 
 def _complete(folder: Path, truths: dict[int, Path], annotated: list[int]) -> list[int]:
@@ -105,12 +102,8 @@ def _complete(folder: Path, truths: dict[int, Path], annotated: list[int]) -> li
     marks = _frames(folder / "TRA", "man_track")
     whole = [number for number in annotated if number in marks and _outlines_all(truths[number], marks[number])]
     if len(whole) < len(annotated):
-        logger.warning(
-            "%s: left out %d of %d frames of gold truth, which do not outline every cell that TRA marks",
-            folder,
-            len(annotated) - len(whole),
-            len(annotated),
-        )
+        message = "%s: left out %d of %d frames of gold truth, which do not outline every cell that TRA marks"
+        logger.warning(message, folder, len(annotated) - len(whole), len(annotated))
     return whole
 
 

@@ -72,11 +72,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
 
 
 def image_record(file: Path, image_id: str) -> dict[str, Any]:
-    """A record without annotations, its size from the image's header.
-
-    Raises:
-        DatasetError: the image cannot be read.
-    """
+    """A record without annotations, its size from the image's header; raises DatasetError if it cannot be read."""
     height, width = image_size(file)
     return {"file_name": str(file), "image_id": image_id, "height": height, "width": width}
 

@@ -33,21 +33,8 @@ def load_label_images(images: Path, labels: Path) -> list[dict[str, Any]]:
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a label image,
             a label image cannot be read, is no 8, 16 or 32-bit grey image, or has another size than its image.
     """
-    image_files = _by_stem(list_images(images))
-    label_files = _by_stem(list_images(labels, LABEL_SUFFIXES))
-    stems = [stem for stem in image_files if stem in label_files]
-    if not stems:
-        raise DatasetError(
-            f"{labels}: no label image fits an image of {images}; expected the same stem, ending in "
-            + ", ".join(LABEL_SUFFIXES)
-        )
-    _log_unpaired(set(image_files) - set(label_files), images, "images without a label image")
-    _log_unpaired(set(label_files) - set(image_files), labels, "label images without an image")
-
-    def record(stem: str) -> dict[str, Any]:
-        return masked_record(image_files[stem], stem, label_files[stem], read_labels(label_files[stem]))
-
-    return in_threads(record, stems)
+    pairs = _pairs(images, labels, "label image")
+    return in_threads(lambda stem: masked_record(pairs[stem][0], stem, pairs[stem][1], read_labels(pairs[stem][1])), pairs)
 
 
 def load_binary_masks(
@@ -69,18 +56,13 @@ def load_binary_masks(
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a mask, or a mask
             cannot be read or has another size than its image.
     """
-    image_files, mask_files = _by_stem(list_images(images)), _by_stem(list_images(masks, LABEL_SUFFIXES))
-    stems = [stem for stem in image_files if stem in mask_files]
-    if not stems:
-        raise DatasetError(f"{masks}: no mask fits an image of {images}; expected the same stem")
-    _log_unpaired(set(image_files) - set(mask_files), images, "images without a mask")
-    _log_unpaired(set(mask_files) - set(image_files), masks, "masks without an image")
+    pairs = _pairs(images, masks, "mask")
 
     def record(stem: str) -> dict[str, Any]:
-        foreground = read_mask(mask_files[stem]) != inverted
-        return _record(image_files[stem], f"{images.name}/{stem}", mask_files[stem], foreground, instances)
+        image, mask = pairs[stem]
+        return _record(image, f"{images.name}/{stem}", mask, read_mask(mask) != inverted, instances)
 
-    return in_threads(record, stems)
+    return in_threads(record, pairs)
 
 
 def load_binary_stack(image: Path, mask: Path, instances: Instances = "one") -> list[dict[str, Any]]:
@@ -186,22 +168,18 @@ def load_mask_files(folder: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_mask(file: Path, page: int | None = None) -> np.ndarray:
-    """HxW bool: True where any channel but transparency is not 0.
-
-    Raises:
-        DatasetError: see `image_files.read_raster`.
-    """
+    """HxW bool: True where any channel but transparency is not 0; errors as of `image_files.read_raster`."""
     raster = read_raster(file, page, stored=True)
     return (raster.samples[:, :, :-1] if raster.alpha else raster.samples).any(axis=2)
 
 
-def read_labels(file: Path, page: int | None = None) -> np.ndarray:
+def read_labels(file: Path) -> np.ndarray:
     """HxW array of whole numbers as they are stored, 0 for background; palettes keep their indices.
 
     Raises:
         DatasetError: it cannot be read, or is not one channel of whole numbers from 0 on.
     """
-    samples = read_raster(file, page, stored=True).samples
+    samples = read_raster(file, stored=True).samples
     if samples.shape[2] != 1 or samples.dtype.kind not in "bui" or samples.min() < 0:
         raise DatasetError(
             f"{file}: label image of shape {samples.shape} and type {samples.dtype}; "
@@ -222,13 +200,9 @@ def masked_record(image: Path, image_id: str, mask: Path, labels: np.ndarray) ->
 
 
 def check_shape(file: Path, shape: tuple[int, ...], height: int, width: int) -> None:
-    """
-    Raises:
-        DatasetError: a mask has another size than its image.
-    """
+    """Raises DatasetError where a mask has another size than its image."""
     if shape != (height, width):
-        found = f"{shape[1]}x{shape[0]}"
-        raise DatasetError(f"{file}: of {found} pixels; expected the size of its image, {width}x{height}")
+        raise DatasetError(f"{file}: of {shape[1]}x{shape[0]} pixels; expected the size of its image, {width}x{height}")
 
 
 def _record(image: Path, image_id: str, mask: Path, foreground: np.ndarray, instances: Instances) -> dict[str, Any]:
@@ -247,27 +221,19 @@ def _annotated_image(folder: Path, image_id: str) -> tuple[dict[str, Any], Count
     if not masks.is_dir():
         raise DatasetError(f"{masks}: no such folder; expected one PNG a nucleus")
     files = sorted(entry for entry in masks.iterdir() if not entry.name.startswith("."))
-    annotations = [_mask(file, record["height"], record["width"]) for file in files if file.suffix.lower() == ".png"]
+    annotations = []
+    for file in files:
+        if file.suffix.lower() == ".png":
+            mask = read_mask(file)
+            check_shape(file, mask.shape, record["height"], record["width"])
+            annotations.append(mask_to_annotation(mask))
     record["annotations"] = [annotation for annotation in annotations if annotation]
-    counts = {
-        "all": len(files),
-        "no PNG": len(files) - len(annotations),
-        "empty": len(annotations) - len(record["annotations"]),
-    }
-    return record, Counter(counts)
-
-
-def _mask(file: Path, height: int, width: int) -> dict[str, Any] | None:
-    mask = read_mask(file)
-    check_shape(file, mask.shape, height, width)
-    return mask_to_annotation(mask)
+    empty = len(annotations) - len(record["annotations"])
+    return record, Counter({"all": len(files), "no PNG": len(files) - len(annotations), "empty": empty})
 
 
 def _by_stem(files: list[Path]) -> dict[str, Path]:
-    """
-    Raises:
-        DatasetError: two files share a stem.
-    """
+    """Raises DatasetError where two files share a stem."""
     found: dict[str, Path] = {}
     for file in files:
         # OME's files end in .ome.tif.
@@ -278,7 +244,17 @@ def _by_stem(files: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _log_unpaired(stems: set[str], folder: Path, what: str) -> None:
-    """Says how many files of a folder are left out, if any."""
-    if stems:
-        logger.warning("%s: left out %d %s, the first %s", folder, len(stems), what, min(stems))
+def _pairs(images: Path, masks: Path, kind: str) -> dict[str, tuple[Path, Path]]:
+    """Each image and its mask, by their stem; how many of a folder are left out, if any, is logged."""
+    image_files, mask_files = _by_stem(list_images(images)), _by_stem(list_images(masks, LABEL_SUFFIXES))
+    pairs = {stem: (file, mask_files[stem]) for stem, file in image_files.items() if stem in mask_files}
+    if not pairs:
+        expected = f"expected the same stem, ending in {', '.join(LABEL_SUFFIXES)}"
+        raise DatasetError(f"{masks}: no {kind} fits an image of {images}; {expected}")
+    for folder, files, what in (
+        (images, image_files, f"images without a {kind}"),
+        (masks, mask_files, f"{kind}s without an image"),
+    ):
+        if stems := files.keys() - pairs.keys():
+            logger.warning("%s: left out %d %s, the first %s", folder, len(stems), what, min(stems))
+    return pairs

@@ -43,29 +43,30 @@ def labels_to_annotations(labels: np.ndarray) -> Iterator[dict[str, Any]]:
 def _annotation(crop: np.ndarray, window: tuple[slice, ...], shape: tuple[int, ...]) -> dict[str, Any]:
     """`crop` is the instance in its window, which is tight."""
     rows, columns = window
-    height, width = shape
+    rle = encode(crop, rows.start, columns.start, *shape)
     return {
         "bbox": [float(columns.start), float(rows.start), float(crop.shape[1]), float(crop.shape[0])],
         "bbox_mode": BoxMode.XYWH_ABS,
-        "segmentation": _encode(crop, rows.start, columns.start, height, width),
+        "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
         "category_id": 0,
         "iscrowd": 0,
     }
 
 
-def _encode(crop: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
-    """COCO's RLE: runs of an image column by column, the first of background."""
-    columns, rows = np.nonzero(crop.T)
-    pixels = (columns + left) * height + rows + top
-    starts = np.flatnonzero(np.diff(pixels, prepend=-2) != 1)
-    ends = np.append(pixels[starts[1:] - 1], pixels[-1]) + 1
-    # Where each run of background or of the instance begins; the last one ends with the image.
-    borders = np.stack([pixels[starts], ends], axis=1).ravel()
+def encode(crop: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """COCO's RLE, compressed, of a bool mask in its window: runs of an image column by column, the first of background."""
+    cell = np.zeros((crop.shape[1], crop.shape[0] + 2), np.int8)
+    cell[:, 1:-1] = crop.T
+    column, row = np.nonzero(np.diff(cell))
+    # Starts and ends take turns, as a column of zeros between two columns of the cell ends every run.
+    borders = (left + column) * height + top + row
+    # A run to the last row that goes on in the first row of the next column is one.
+    joint = np.flatnonzero(borders[1:-1:2] == borders[2::2])
+    borders = np.delete(borders, np.concatenate([2 * joint + 1, 2 * joint + 2]))
     counts = np.diff(borders, prepend=0, append=height * width)
-    if counts[-1] == 0:
+    if counts[-1] == 0 and len(counts) > 1:
         counts = counts[:-1]
-    rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    return mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> tuple[str, np.ndarray]:

@@ -1,7 +1,5 @@
 """What can be drawn, by name; and folders of it, drawn on first use: PNG files and a COCO JSON that people can look at."""
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -126,9 +124,8 @@ def make_dataset(kind: str, folder: Path, count: int, seed: int, size: int = 192
     _require(count=(count, 1), seed=(seed, 0), size=(size, _SMALLEST_SIZE))
     chosen = asdict(_parameters_of(kind, parameters))
     # As JSON gives it back, which knows no tuples.
-    recipe = json.loads(
-        json.dumps({"version": VERSION, "kind": kind, "count": count, "seed": seed, "size": size, "parameters": chosen})
-    )
+    recipe = {"version": VERSION, "kind": kind, "count": count, "seed": seed, "size": size, "parameters": chosen}
+    recipe = json.loads(json.dumps(recipe))
     if _recipe_of(folder) == recipe:
         return
     try:
@@ -178,17 +175,10 @@ def _write(folder: Path, recipe: dict[str, Any]) -> None:
     }
     (folder / "annotations.json").write_text(json.dumps(content))
     if drawn.counted:
-        (folder / "counts.csv").write_text(_count_table(images, annotations))
+        counts = Counter(annotation["image_id"] for annotation in annotations)
+        rows = "".join(f"{image['file_name']},{counts[image['id']]}\n" for image in images)
+        (folder / "counts.csv").write_text(f"image,count\n{rows}")
     (folder / "recipe.json").write_text(json.dumps(recipe))
-
-
-def _count_table(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
-    counts = Counter(annotation["image_id"] for annotation in annotations)
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(("image", "count"))
-    writer.writerows((image["file_name"], counts[image["id"]]) for image in images)
-    return rows.getvalue()
 
 
 def _annotation(mask: np.ndarray, category: int) -> dict[str, Any]:

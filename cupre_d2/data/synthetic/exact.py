@@ -93,9 +93,8 @@ def _blur(fixed: np.ndarray, sigma: float) -> np.ndarray:
 
 def clouds(dice: Dice, cells: int, size: int) -> np.ndarray:
     """A float32 surface, -1 to 1, that changes over a `cells`-th of the image: size x size."""
-    return cv2.resize(dice.bytes(cells, cells), (size, size), interpolation=cv2.INTER_LINEAR_EXACT) / np.float32(
-        127.5
-    ) - np.float32(1)
+    surface = cv2.resize(dice.bytes(cells, cells), (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
+    return surface / np.float32(127.5) - np.float32(1)
 
 
 def uneven(dice: Dice, size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ checkpoint holds, are the same as ever.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -273,26 +274,9 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
         raise ConfigError(f"MODEL.PIXEL_MEAN: {input_shape.channels} channels; ResNeSt's stem takes 3")
     if resnets.RES5_DILATION != 1:
         raise ConfigError(f"MODEL.RESNETS.RES5_DILATION {resnets.RES5_DILATION}: expected 1")
-    return ResNeSt(
-        resnets.DEPTH,
-        radix=resnets.RADIX,
-        groups=resnets.NUM_GROUPS,
-        width_per_group=resnets.WIDTH_PER_GROUP,
-        bottleneck_width=resnets.BOTTLENECK_WIDTH,
-        res2_out_channels=resnets.RES2_OUT_CHANNELS,
-        deep_stem=resnets.DEEP_STEM,
-        avd=resnets.AVD,
-        avg_down=resnets.AVG_DOWN,
-        width_multiplier=resnets.WIDTH_MULTIPLIER,
-        deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
-        deform_modulated=resnets.DEFORM_MODULATED,
-        deform_num_groups=resnets.DEFORM_NUM_GROUPS,
-        norm=resnets.NORM,
-        gn_groups=resnets.GN_GROUPS,
-        out_features=resnets.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        checkpoint_stages=resnets.CHECKPOINT_STAGES,
-    )
+    # Its other arguments have the keys' names.
+    named = {key.lower(): value for key, value in resnets.items() if key.lower() in signature(ResNeSt).parameters}
+    return ResNeSt(**named, groups=resnets.NUM_GROUPS, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 @BACKBONE_REGISTRY.register()

@@ -157,12 +157,7 @@ class MoCo(nn.Module):
             query_encoder = getattr(backbone, "bottom_up", backbone)
         return {
             "query_encoder": query_encoder,
-            "dim": cfg.MODEL.MOCO.DIM,
-            "queue_size": cfg.MODEL.MOCO.QUEUE_SIZE,
-            "momentum": cfg.MODEL.MOCO.MOMENTUM,
-            "temperature": cfg.MODEL.MOCO.TEMPERATURE,
-            "projector": cfg.MODEL.MOCO.PROJECTOR,
-            "bn_splits": cfg.MODEL.MOCO.BN_SPLITS,
+            **{key.lower(): value for key, value in cfg.MODEL.MOCO.items()},
             "forwards_per_step": cfg.SOLVER.ACCUMULATE,
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
