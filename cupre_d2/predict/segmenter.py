@@ -176,16 +176,18 @@ class TrainedRun:
             cfg.merge_from_other_cfg(CfgNode(migrate(yaml.safe_load(file.read_text()), str(file))))
         except (OSError, yaml.YAMLError, AttributeError, KeyError, ValueError, AssertionError) as error:
             raise CheckpointError(f"{file}: no config of a stage ({' '.join(str(error).split())})") from error
-        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # Evaluation by AP wants each detection; nobody else wants those the network does not believe in.
         keys = cfg.MODEL.ROI_HEADS
         keys.SCORE_THRESH_TEST = max(keys.SCORE_THRESH_TEST, cfg.TEST.LABELS.SCORE_THRESHOLD)
+        # A job may go on on another device.
+        cfg.MODEL.DEVICE = ""
+        digest = hashlib.sha256(cfg.dump().encode())
+        cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
         cfg.freeze()
         model = build_network(cfg).eval()
         report = load_initial_weights(model, str(checkpoint))
         if untrained := [*report.missing, *(key for key, _, _ in report.mismatched)]:
             raise CheckpointError(f"{checkpoint}: no weights for {len(untrained)} tensors of the model, as {untrained[0]}")
-        digest = hashlib.sha256(cfg.dump().encode())
         with checkpoint.open("rb") as content:
             while block := content.read(2**24):
                 digest.update(block)
