@@ -37,8 +37,15 @@ def run() -> list[Figure]:
     figures = _whole(segmenter)
     figures += _sahi(segmenter) if importlib.util.find_spec("sahi") else [Figure("sahi is not installed; peers", 0, "")]
     figures += _merge(segmenter)
-    page = measure("predict", f"page({SIDE})")
+    canvas, page = measure("predict", f"canvas({SIDE})"), measure("predict", f"page({SIDE})")
     figures += [
+        Figure(
+            f"{SIDE} x {SIDE} px, {canvas['cells']} cells, the merge alone: cells missed or made up",
+            abs(canvas["cells"] - canvas["true"]),
+            f"({canvas['seconds']:.2f} s a megapixel)",
+            0,
+        ),
+        Figure(f"{SIDE} x {SIDE} px, the merge alone, peak memory", canvas["peak"] / 2**30, "GiB", 8),
         Figure(
             f"{SIDE} x {SIDE} px, seconds a pixel / a single tile's",
             page["seconds"] / page["tile"],
@@ -247,6 +254,35 @@ def _seconds(do: Callable[[], object]) -> float:
     started = time.process_time()
     do()
     return time.process_time() - started
+
+
+def canvas(side: int) -> None:
+    """Prints what the merge of a page of that side, DENSE cells on all of it, takes a megapixel, its cells, and the peak."""
+    import pandas as pd
+
+    from cupre_d2.predict.canvas import LabelCanvas
+    from cupre_d2.predict.tiling import tiles
+
+    block = _dense(2 * DENSE_SIDE)
+    length, most = len(block), int(block.max()) + 1
+    page, seconds = LabelCanvas((side, side)), 0.0
+    for window, core in tiles((side, side), 1536, 32):
+        rows, columns = np.arange(window.top, window.bottom), np.arange(window.left, window.right)
+        # The block again and again, each time of other cells.
+        copies = (rows // length)[:, None] * (side // length + 1) + columns // length
+        codes, names = pd.factorize((block[np.ix_(rows % length, columns % length)] + copies * most).ravel())
+        table = pd.DataFrame({"score": np.ones(len(names)), "category": 0})
+        labels = (codes + 1).reshape(window.shape)
+        seconds += _seconds(lambda: page.add(window, core, labels, table))  # noqa: B023
+    found: list[Any] = []
+    seconds += _seconds(lambda: found.append(page.finish()))
+    true = sum(
+        len(np.unique(block[: side - top, : side - left]))
+        for top in range(0, side, length)
+        for left in range(0, side, length)
+    )
+    measured = {"seconds": seconds / side**2 * 1e6, "cells": len(found[0].table), "true": true, "peak": memory("VmHWM")}
+    print(json.dumps(measured))
 
 
 def page(side: int) -> None:
