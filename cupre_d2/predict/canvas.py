@@ -247,15 +247,14 @@ class LabelCanvas:
             strip[:] = values
             _measure(values, top, areas, boxes)
         table = pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame(columns=["score", "category"])
-        table = table[left[FIRST:]].reset_index(drop=True)
+        columns = {name: table[name].array[left[FIRST:]] for name in table}
         top, left_, bottom, right = boxes[1:].T
-        table["label"] = np.arange(1, len(areas), dtype=np.int64)
-        table["top"], table["left"], table["bottom"], table["right"], table["area"] = top, left_, bottom, right, areas[1:]
-        table["edge"] = (top == 0) | (left_ == 0) | (bottom == self.shape[0]) | (right == self.shape[1])
-        table["stitched"] = cells["stitched"][left]
+        columns |= {"label": np.arange(1, len(areas)), "area": areas[1:], "stitched": cells["stitched"][left]}
+        columns |= {"top": top, "left": left_, "bottom": bottom, "right": right}
+        columns["edge"] = (top == 0) | (left_ == 0) | (bottom == self.shape[0]) | (right == self.shape[1])
         labels = self._open()
         self._file.close()
-        return Segmentation(labels, table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]])
+        return Segmentation(labels, pd.DataFrame({name: columns[name] for name in (*COLUMNS, *columns)}))
 
 
 @dataclass(frozen=True)
