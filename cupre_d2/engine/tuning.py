@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 SCORE, NMS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"
 # Beside the config's own. Cells of one class seldom overlap by more; two boxes of one cell do.
-NMS_GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
+NMS_GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Detections of lower scores are not looked at, unless the config's threshold is lower.
 LOWEST_SCORE = 0.05
 WATERSHED = "MODEL.SEMANTIC_WATERSHED."

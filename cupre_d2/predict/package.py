@@ -336,8 +336,8 @@ def card(facts: Mapping[str, Any]) -> str:
     mean, std = (", ".join(f"{value:g}" for value in config["MODEL"][key]) for key in ("PIXEL_MEAN", "PIXEL_STD"))
     return f"""# {facts["name"]}
 
-A {facts["kind"]} ({config["MODEL"]["META_ARCHITECTURE"]}) of {", ".join(facts["classes"])}, trained with cupre_d2
-{facts["versions"].get("cupre_d2", "")}, commit {facts["commit"]}.
+A {facts["kind"]} ({config["MODEL"]["META_ARCHITECTURE"]}) for images of cells; classes: {", ".join(facts["classes"])}.
+Trained with cupre_d2 {facts["versions"].get("cupre_d2", "")}, commit {facts["commit"]}.
 
     cupre-d2 predict FOLDER_OF_THIS_FILE images/ --output predictions
 
