@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "train": "train a pipeline, go on with it, or evaluate what it has trained",
+    "predict": "find the cells in images: label images, measurements, counts, a report",
     "check": "find what is wrong with a data set, before anything trains on it",
     "prepare": "list the public data sets, put their archives in place, write few-shot subsets",
     "convert": "published weights into a checkpoint with Detectron2's names",

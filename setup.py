@@ -43,6 +43,11 @@ setup(
         "tifffile",
         # The compressions that TIFF files come in.
         "imagecodecs",
+        # OME-Zarr; newer ones need numpy 2.
+        "zarr<3.1.6",
+        # ImageJ's ROIs.
+        "roifile",
+        "pandas",
         "msgspec",
         "pycocotools",
         "shapely",

@@ -14,6 +14,7 @@ from fvcore.common.checkpoint import get_missing_parameters_message, get_unexpec
 from tabulate import tabulate
 from torch import nn
 
+from cupre_d2.checkpoint.packages import read_facts, read_weights
 from cupre_d2.checkpoint.reading import read_checkpoint
 from cupre_d2.checkpoint.sources import Source, Weights, backbone_settings, identify, misfit, shipped_config, unbuildable
 from cupre_d2.errors import CheckpointError
@@ -78,7 +79,8 @@ def load_initial_weights(model: nn.Module, path: str, only_prefix: str = "") -> 
     in the model.
 
     Args:
-        path: a file that `read_checkpoint` reads, with a state dict by itself or under "model" or "state_dict".
+        path: a file that `read_checkpoint` reads, with a state dict by itself or under "model" or "state_dict"; or the
+            folder of a model package.
         only_prefix: load only the model's keys that begin with it; nothing else in the model changes.
 
     Returns:
@@ -103,12 +105,13 @@ def read_source(path: str, model_keys: Iterable[str] = ()) -> Source:
     A "module." before every key is ignored. `pixel_mean`, `pixel_std` and anchors, which the config sets, are left out.
 
     Args:
+        path: a file that `read_checkpoint` reads, or the folder of a model package.
         model_keys: see `identify`.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    content = read_checkpoint(path)
+    content = _read_package(path) if os.path.isdir(path) else read_checkpoint(path)
     weights = _weights(path, content)
     constants = [key for key in weights if CONSTANTS.search(key)]
     source = identify({key: value for key, value in weights.items() if key not in constants}, model_keys)
@@ -116,6 +119,14 @@ def read_source(path: str, model_keys: Iterable[str] = ()) -> Source:
     if isinstance(content.get(ARITHMETIC), dict):
         source.arithmetic.update(content[ARITHMETIC])
     return source
+
+
+def _read_package(path: str) -> dict[str, Any]:
+    """The weights of a package, and those settings of its config that leave no trace in them."""
+    facts = read_facts(path)
+    settings = facts["config"].get("MODEL", {}).get("RESNETS", {})
+    arithmetic = {key: settings[key] for key in ("AVD", "AVG_DOWN", "STRIDE_IN_1X1") if isinstance(settings.get(key), bool)}
+    return {"model": read_weights(path, facts), ARITHMETIC: arithmetic}
 
 
 def match_weights(model: nn.Module, path: str, only_prefix: str = "") -> tuple[Source, LoadReport]:

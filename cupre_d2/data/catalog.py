@@ -12,6 +12,7 @@ from cupre_d2.data.formats.coco_json import load_coco_json
 from cupre_d2.data.formats.csv_tables import load_count_table, load_rle_csv
 from cupre_d2.data.formats.image_folder import image_sizes, load_class_folders, load_image_folder
 from cupre_d2.data.formats.mask_images import load_label_images
+from cupre_d2.data.formats.outlines import OUTLINE_SUFFIXES, load_outlines
 from cupre_d2.data.images import read_record
 from cupre_d2.errors import DatasetError
 
@@ -31,16 +32,26 @@ class CellDataset:
     # Fields of every record that say how to read its image.
     reading: tuple[tuple[str, Any], ...]
 
+    @property
+    def coco_json(self) -> Path | None:
+        """`annotations`, if they are COCO's."""
+        return self.annotations if self.annotations and _is_coco(self.annotations) else None
+
     def load(self) -> list[Record]:
         """Reads the records; see `register_cell_dataset`."""
         return [record | dict(self.reading) for record in self._read()]
 
     def _read(self) -> list[Record]:
+        if self.coco_json:
+            records, categories = load_coco_json(self.coco_json, self.images)
+            self._set_categories(self.coco_json, categories)
+            return records
         if self.annotations and _is_csv(self.annotations):
             return load_rle_csv(self.annotations, self.images)
         if self.annotations:
-            records, categories = load_coco_json(self.annotations, self.images)
-            self._set_categories(categories)
+            page = dict(self.reading).get("page")
+            records, classes = load_outlines(self.images, self.annotations, self.classes, page)
+            MetadataCatalog.get(self.name).thing_classes = classes
             return records
         if self.labels:
             return load_label_images(self.images, self.labels)
@@ -50,10 +61,9 @@ class CellDataset:
             return load_class_folders(self.images, self.classes)
         return load_image_folder(self.images)
 
-    def _set_categories(self, categories: dict[int, str]) -> None:
+    def _set_categories(self, json_file: Path, categories: dict[int, str]) -> None:
         metadata = MetadataCatalog.get(self.name)
-        assert self.annotations is not None
-        metadata.thing_classes = check_categories(self.annotations, categories, metadata.get("thing_classes"))
+        metadata.thing_classes = check_categories(json_file, categories, metadata.get("thing_classes"))
         # Detectron2's own COCO evaluator translates category ids back to those of json_file with it.
         metadata.thing_dataset_id_to_contiguous_id = {category: i for i, category in enumerate(categories)}
 
@@ -93,13 +103,14 @@ def register_cell_dataset(
         name: what configs call it; NAME_5pct and NAME_5pct_seed3 then name subsets of it (see few_shot).
         images: a folder of images: png, jpg, tif or bmp.
         annotations: a COCO instances JSON, whose file names are relative to `images`; or a CSV of run lengths, a row an
-            instance, as Kaggle's Sartorius competition has it.
+            instance, as Kaggle's Sartorius competition has it; or a folder of outlines (ImageJ's ROIs, QuPath's GeoJSON,
+            LabelMe's JSON), a file an image, the stem of it; see `outlines.load_outlines`.
         labels: a folder of label images (8, 16 or 32-bit PNG or TIFF, the stem of their image; 0 is background, every
             other value one cell).
         counts: a CSV with the header `image,count`. With none of these three the images are unlabeled, or
         classes: names two or more sub-folders of `images`, one a class. Otherwise they are class names: of a COCO JSON
-            those of the file in order of category id, read from it if None; else, of a CSV of run lengths too, one class,
-            "cell" if None.
+            those of the file in order of category id, read from it if None; of outlines those that they are called by, in
+            any order, see `outlines.load_outlines` if None; else, of a CSV of run lengths too, one class, "cell" if None.
         channels: one or three channels of the images to take, counted from 0; all if None.
         page: of image files with several pages the one to take, counted from 0.
         normalize: whether INPUT.PERCENTILES stretches the contrast of each image; see `images.read_image`.
@@ -135,8 +146,8 @@ def register_cell_dataset(
     if name in DatasetCatalog and _registered.get(name) == dataset:
         return
     paths = {"image_root": str(dataset.images)}
-    if dataset.annotations and not _is_csv(dataset.annotations):
-        paths["json_file"] = str(dataset.annotations)
+    if dataset.coco_json:
+        paths["json_file"] = str(dataset.coco_json)
     register_records(name, dataset.load, dataset.classes, **paths)
     _registered[name] = dataset
 
@@ -255,6 +266,14 @@ def _first_missing(path: Path) -> Path:
 
 def _is_csv(annotations: str | os.PathLike[str]) -> bool:
     return Path(annotations).suffix.lower() == ".csv"
+
+
+def _is_coco(annotations: Path) -> bool:
+    """Whether it is a file that is neither a CSV nor one of outlines; a folder may be made after it is registered."""
+    suffix = annotations.suffix.lower()
+    if suffix == ".json":
+        return not annotations.is_dir()
+    return suffix != ".csv" and suffix not in OUTLINE_SUFFIXES and annotations.is_file()
 
 
 @overload

@@ -5,6 +5,7 @@ it, fills what is missing with zeros, and opens other files that the metadata na
 other file is opened.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -76,11 +77,70 @@ def read_raster(path: str | os.PathLike[str], page: int | None = None, stored: b
             MAX_BYTES; it is a stack and no page is asked for, or has no such page.
     """
     path = Path(path)
-    with _decoding(path), path.open("rb") as file:
+    with decoding(path), path.open("rb") as file:
         head = _head(file)
         if head.startswith(_TIFF_MAGIC):
             return _read_tiff(path, page, stored)
         return _read_other(path, file, page, head, stored)
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What a file says of a page before anything is decoded.
+
+    Attributes:
+        shape: height and width in pixels, upright.
+        channels: of its samples, alpha counted; a palette is taken for one of colours.
+        bits: of a sample.
+        nbytes: of its samples, decoded.
+        regions: whether `read_region` reads a part without decoding all of it.
+    """
+
+    shape: tuple[int, int]
+    channels: int
+    bits: int
+    nbytes: int
+    regions: bool
+
+
+def read_headers(path: str | os.PathLike[str]) -> list[PageHeader]:
+    """The header of each page, in order; what makes a page says `read_raster`.
+
+    Raises:
+        DatasetError: as `read_raster`.
+    """
+    path = Path(path)
+    with decoding(path), path.open("rb") as file:
+        head = _head(file)
+        if head.startswith(_TIFF_MAGIC):
+            with _open_tiff(path) as tiff:
+                return [_tiff_header(series.keyframe, len(planes)) for series, planes in _tiff_pages(tiff)]
+        with Image.open(file, formats=_PILLOW_FORMATS) as image:
+            shape = image.size if _swaps_sides(_orientation(image)) else image.size[::-1]
+            channels = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "RGBA": 4}.get(image.mode, 3)
+            bits = 16 if _is_deep(head) else 8
+            return [PageHeader(shape, channels, bits, math.prod(shape) * channels * bits // 8, False)] * _frames(image)
+
+
+def read_region(path: str | os.PathLike[str], page: int | None, top: int, left: int, bottom: int, right: int) -> Raster:
+    """A part of a page whose header says `regions`, equal to that part of `read_raster`'s; the page may be of any size.
+
+    Tiles and strips of a TIFF that the part touches are decoded, of one that is not compressed the pixels alone are read.
+
+    Args:
+        top, left, bottom, right: in pixels, within the page, the last two exclusive.
+
+    Raises:
+        DatasetError: as `read_raster`; MAX_BYTES is then the limit of the part, and of a tile or strip.
+    """
+    path = Path(path)
+    with decoding(path), _open_tiff(path) as tiff:
+        pages = _tiff_pages(tiff)
+        series, planes = pages[_choose_page(path, page, len(pages))]
+        keyframe = _checked_keyframe(series, (bottom - top, right - left, series.keyframe.samplesperpixel, len(planes)))
+        window = (slice(top, bottom), slice(left, right))
+        samples = np.concatenate([_read_plane_region(series, int(plane), window) for plane in planes], axis=2)
+        return _interpret(keyframe, samples.astype(samples.dtype.newbyteorder("="), copy=False))
 
 
 def page_count(path: str | os.PathLike[str]) -> int:
@@ -90,7 +150,7 @@ def page_count(path: str | os.PathLike[str]) -> int:
         DatasetError: as `read_raster`.
     """
     path = Path(path)
-    with _decoding(path), path.open("rb") as file:
+    with decoding(path), path.open("rb") as file:
         if _head(file).startswith(_TIFF_MAGIC):
             return _count_tiff_pages(path)
         with Image.open(file, formats=_PILLOW_FORMATS) as image:
@@ -104,7 +164,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         DatasetError: the file is missing, or is no image that can be read.
     """
     path = Path(path)
-    with _decoding(path), path.open("rb") as file:
+    with decoding(path), path.open("rb") as file:
         if _head(file).startswith(_TIFF_MAGIC):
             return _tiff_size(path)
         with Image.open(file, formats=_PILLOW_FORMATS) as image:
@@ -113,7 +173,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
     """Makes one line of whatever comes up while a file is decoded.
 
     Broken files bring out nearly every exception there is (struct.error, KeyError, ZeroDivisionError, MemoryError,
@@ -139,7 +199,7 @@ def _head(file: BinaryIO) -> bytes:
 def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes, stored: bool) -> Raster:
     with Image.open(file, formats=_PILLOW_FORMATS) as image:
         image.seek(_choose_page(path, page, _frames(image)))
-        deep = head.startswith(_PNG) and head[_PNG_DEPTH] == 16
+        deep = _is_deep(head)
         _check_size((image.height, image.width, len(image.getbands())), 2 if deep else 1)
         orientation = _orientation(image)
         if deep:
@@ -152,6 +212,10 @@ def _read_other(path: Path, file: BinaryIO, page: int | None, head: bytes, store
             samples = np.asarray(image) if stored and image.mode == "P" else _samples(image)
         samples = samples.reshape(image.height, image.width, -1)
         return Raster(_turn(samples, orientation), 16 if deep else 8, samples.shape[2] in (2, 4))
+
+
+def _is_deep(head: bytes) -> bool:
+    return head.startswith(_PNG) and head[_PNG_DEPTH] == 16
 
 
 def _samples(image: Image.Image) -> np.ndarray:
@@ -244,14 +308,39 @@ def _read_tiff(path: Path, page: int | None, stored: bool) -> Raster:
     with _open_tiff(path) as tiff:
         pages = _tiff_pages(tiff)
         series, planes = pages[_choose_page(path, page, len(pages))]
-        keyframe = series.keyframe
-        if keyframe.dtype is None or keyframe.dtype.kind not in "buif":
-            raise ValueError(f"samples of {keyframe.bitspersample} bits, format {keyframe.sampleformat}")
-        for shape in ((*keyframe.shape, len(planes)), keyframe.chunks):
-            _check_size(shape, keyframe.dtype.itemsize)
+        keyframe = _checked_keyframe(series, (*series.keyframe.shape, len(planes)))
         samples = np.concatenate([_read_plane(series, int(plane)) for plane in planes], axis=2)
         samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         return _upright(keyframe, samples, keyframe.bitspersample) if stored else _interpret(keyframe, samples)
+
+
+def _checked_keyframe(series: Any, shape: tuple[int, ...]) -> Any:
+    """The series' keyframe, which describes all of its planes.
+
+    Args:
+        shape: of what is to be decoded of it.
+
+    Raises:
+        ValueError: its samples are no numbers, or there are too many of them.
+    """
+    keyframe = series.keyframe
+    if keyframe.dtype is None or keyframe.dtype.kind not in "buif":
+        raise ValueError(f"samples of {keyframe.bitspersample} bits, format {keyframe.sampleformat}")
+    for one in (shape, () if keyframe.is_final else keyframe.chunks):
+        _check_size(one, keyframe.dtype.itemsize)
+    return keyframe
+
+
+def _tiff_header(keyframe: Any, planes: int) -> PageHeader:
+    orientation = keyframe.tags.valueof(_ORIENTATION)
+    shape = (keyframe.imagelength, keyframe.imagewidth)
+    _check_size(shape, 0)
+    palette = keyframe.photometric == PHOTOMETRIC.PALETTE
+    channels, bits = (3, 8) if palette else (keyframe.samplesperpixel * planes, keyframe.bitspersample)
+    nbytes = math.prod(shape) * channels * (keyframe.dtype.itemsize if keyframe.dtype else 1)
+    parts = keyframe.is_final or math.prod(keyframe.chunks) < keyframe.size
+    upright = shape[::-1] if _swaps_sides(orientation) else shape
+    return PageHeader(upright, channels, bits, nbytes, parts and orientation in (None, 1))
 
 
 def _count_tiff_pages(path: Path) -> int:
@@ -358,6 +447,49 @@ def _read_plane(series: Any, plane: int) -> np.ndarray:
     if keyframe.axes != "YXS":
         raise ValueError(f"pages with axes {keyframe.axes}")
     return pixels
+
+
+def _read_plane_region(series: Any, plane: int, window: tuple[slice, slice]) -> np.ndarray:
+    """As `_read_plane`, of a part."""
+    keyframe = series.keyframe
+    if keyframe.axes not in ("YX", "SYX", "YXS"):
+        raise ValueError(f"pages with axes {keyframe.axes}")
+    undescribed = bool(plane) and series.is_truncated
+    page = keyframe if undescribed else series[plane]
+    if page is None or (undescribed and not keyframe.is_final):
+        raise ValueError(f"plane {plane} is not there")
+    _check_segments(page)
+    if not keyframe.is_final:
+        return _decode_region(page, window)
+    offset = page.dataoffsets[0] + undescribed * plane * keyframe.nbytes
+    dtype = keyframe.dtype.newbyteorder(keyframe.parent.byteorder)
+    pixels = keyframe.parent.filehandle.memmap_array(dtype, keyframe.shape, offset)
+    pixels = np.moveaxis(pixels, 0, -1) if keyframe.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
+    return np.array(pixels[window])
+
+
+def _decode_region(page: Any, window: tuple[slice, slice]) -> np.ndarray:
+    """HxWxC of the tiles or strips that the window touches."""
+    keyframe, file = page.keyframe, page.parent.filehandle
+    (top, bottom), (left, right) = ((side.start, side.stop) for side in window)
+    height = keyframe.tilelength if keyframe.is_tiled else min(keyframe.rowsperstrip, keyframe.imagelength)
+    width = keyframe.tilewidth if keyframe.is_tiled else keyframe.imagewidth
+    rows, columns = -(-keyframe.imagelength // height), -(-keyframe.imagewidth // width)
+    separate, _, _, _, contiguous = keyframe.shaped
+    pixels = np.empty((separate, bottom - top, right - left, contiguous), keyframe.dtype)
+    jpeg = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader} if keyframe.compression in _JPEG else {}
+    touched = (range(separate), range(top // height, -(-bottom // height)), range(left // width, -(-right // width)))
+    for sample, row, column in itertools.product(*touched):
+        index = (sample * rows + row) * columns + column
+        # In this order: looking up its place and its decoder may read tags, which moves the file.
+        offset, length, decode = page.dataoffsets[index], page.databytecounts[index], keyframe.decode
+        file.seek(offset)
+        (segment, *_) = decode(file.read(length), index, **jpeg)
+        y, x = row * height, column * width
+        upper, lower, first, last = max(y, top), min(y + height, bottom), max(x, left), min(x + width, right)
+        part = segment[0, upper - y : lower - y, first - x : last - x]
+        pixels[sample, upper - top : lower - top, first - left : last - left] = part
+    return np.moveaxis(pixels[..., 0], 0, -1) if separate > 1 else pixels[0]
 
 
 def _read_undescribed(series: Any, plane: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -94,11 +95,53 @@ def read_image(
     if not _are_percentiles(percentiles):
         raise DatasetError(f"{path}: field percentiles {percentiles!r}: expected None or 0 <= lower < upper <= 100")
     raster = read_raster(path, page)
-    samples = _choose(raster, channels, path)
-    if samples.dtype.itemsize == 1 and samples.shape[2] == _count_colours(raster) == 3 and not _is_grey(samples):
-        percentiles = None
-    parts = np.split(samples, 3, axis=2) if channels is not None and len(channels) == 3 else [samples]
-    return _arrange([_to_8_bit(part, raster.bits, percentiles, path) for part in parts], format)
+    samples = choose_channels(raster, channels, path)
+    dyes = channels is not None and len(channels) == 3
+    colours = _count_colours(raster) == 3
+    return Contrast.of(samples, raster.bits, percentiles, path, dyes=dyes, colours=colours)(samples, format)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How the grey values of an image become 8 bits, as `read_image` says: measured on all of it, and good for its parts.
+
+    Attributes:
+        limits: the grey values that become 0 and 255, of all channels together or of each.
+    """
+
+    limits: tuple[tuple[Any, Any], ...]
+
+    @classmethod
+    def of(
+        cls,
+        samples: np.ndarray,
+        bits: int,
+        percentiles: Percentiles,
+        path: str | os.PathLike[str],
+        *,
+        dyes: bool = False,
+        colours: bool = True,
+    ) -> "Contrast":
+        """
+        Args:
+            samples: HxWx1 or HxWx3.
+            bits: of a sample that count.
+            path: of the image, for errors.
+            dyes: three channels are each stretched on its own.
+            colours: three channels are all that the file has, and so red, green and blue.
+
+        Raises:
+            DatasetError: no value is finite.
+        """
+        if samples.dtype.itemsize == 1 and samples.shape[2] == 3 and colours and not _is_grey(samples):
+            percentiles = None
+        parts = np.split(samples, 3, axis=2) if dyes else [samples]
+        return cls(tuple(_find_limits(part, bits, percentiles, path) for part in parts))
+
+    def __call__(self, samples: np.ndarray, format: str) -> np.ndarray:
+        """Of an image HxWx1 or HxWx3, or of a part of it, HxWx3 uint8 of its own memory in the order `format`."""
+        parts = np.split(samples, len(self.limits), axis=2)
+        return _arrange([_stretch(part, *limits) for part, limits in zip(parts, self.limits, strict=True)], format)
 
 
 def check_percentiles(percentiles: Sequence[float]) -> None:
@@ -118,8 +161,12 @@ def _are_percentiles(percentiles: Any) -> bool:
     return not percentiles or (len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100)
 
 
-def _choose(raster: Raster, channels: Sequence[int] | None, path: str | os.PathLike[str]) -> np.ndarray:
-    """HxWx1 or HxWx3 of the samples."""
+def choose_channels(raster: Raster, channels: Sequence[int] | None, path: str | os.PathLike[str]) -> np.ndarray:
+    """HxWx1 or HxWx3 of the samples, as `read_image` says.
+
+    Raises:
+        DatasetError: the channels do not exist, or a choice is needed.
+    """
     there = raster.samples.shape[2]
     if channels is not None:
         if len(channels) not in (1, 3) or not all(isinstance(one, int) and 0 <= one < there for one in channels):
@@ -128,7 +175,8 @@ def _choose(raster: Raster, channels: Sequence[int] | None, path: str | os.PathL
     colours = _count_colours(raster)
     if colours not in (1, 3):
         raise DatasetError(
-            f"{path}: {there} channels; expected grey, RGB or RGB with alpha, or the field channels to choose one or three"
+            f"{path}: {there} channels; expected grey, RGB or RGB with alpha, or one or three to be chosen "
+            "(of a data set by the field channels, in predict by --channels)"
         )
     return raster.samples if colours == there else np.take(raster.samples, range(colours), axis=2)
 
@@ -147,23 +195,22 @@ def _is_grey(samples: np.ndarray) -> bool:
     return all(np.array_equal(part[..., 0], part[..., n]) for part in (samples[::64], samples) for n in (1, 2))
 
 
-def _to_8_bit(samples: np.ndarray, bits: int, percentiles: Percentiles, path: str | os.PathLike[str]) -> np.ndarray:
-    """HxWxC uint8 of HxWxC of anything, all channels stretched together."""
+def _find_limits(samples: np.ndarray, bits: int, percentiles: Percentiles, path: str | os.PathLike[str]) -> tuple[Any, Any]:
+    """The grey values of HxWxC of anything that become 0 and 255, all channels taken together."""
     dtype = samples.dtype
     if dtype.kind == "b":
-        return samples * np.uint8(255)
-    if dtype == np.uint8 and bits == 8 and not percentiles:
-        return samples
+        return False, True
     if dtype.kind == "f":
-        return _stretch_floats(samples, percentiles, path)
+        return _find_float_limits(samples, percentiles, path)
     whole = (0, 2**bits - 1) if dtype.kind == "u" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not percentiles:
+        return whole
     if dtype.itemsize <= 2:
-        return _stretch_by_table(samples, percentiles, whole)
-    low, high = _limits(lambda share: np.percentile(samples, share, method="inverted_cdf"), percentiles, whole)
-    return _scale(samples, low, high)
+        return _limits(_counted_percentile(samples), percentiles, whole)
+    return _limits(lambda share: np.percentile(samples, share, method="inverted_cdf"), percentiles, whole)
 
 
-def _stretch_floats(samples: np.ndarray, percentiles: Percentiles, path: str | os.PathLike[str]) -> np.ndarray:
+def _find_float_limits(samples: np.ndarray, percentiles: Percentiles, path: str | os.PathLike[str]) -> tuple[Any, Any]:
     finite = samples[np.isfinite(samples)]
     if finite.size == 0:
         raise DatasetError(f"{path}: no value is finite; expected numbers")
@@ -171,24 +218,39 @@ def _stretch_floats(samples: np.ndarray, percentiles: Percentiles, path: str | o
         message = f"{path}: {samples.size - finite.size} of {samples.size} values are not finite; NaN becomes black"
         log_first_n(logging.WARNING, message, key="message", name=__name__)
     whole = (finite.min(), finite.max())
-    low, high = _limits(lambda share: np.percentile(finite, share, method="inverted_cdf"), percentiles, whole)
-    return _scale(samples, low, high)
+    return _limits(lambda share: np.percentile(finite, share, method="inverted_cdf"), percentiles, whole)
 
 
-def _stretch_by_table(samples: np.ndarray, percentiles: Percentiles, whole: tuple[int, int]) -> np.ndarray:
-    """For 8 and 16-bit numbers, where counting beats sorting, and a table of all grey values beats arithmetic."""
-    info = np.iinfo(samples.dtype)
-    grey_values = np.arange(info.min, info.max + 1).astype(samples.dtype)
-    keys = samples.view(f"u{samples.dtype.itemsize}")
-    # As unsigned numbers the negative ones come last.
-    shift = -int(info.min)
-    totals = np.cumsum(np.roll(_count(keys, len(grey_values)), shift))
+def _grey_values(dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """All of a type of 8 or 16 bits; and how far they are turned from the order of the same bits as unsigned numbers."""
+    info = np.iinfo(dtype)
+    return np.arange(info.min, info.max + 1).astype(dtype), -int(info.min)
+
+
+def _counted_percentile(samples: np.ndarray) -> Callable[[float], Any]:
+    """For 8 and 16-bit numbers, where counting beats sorting."""
+    grey_values, shift = _grey_values(samples.dtype)
+    totals = np.cumsum(np.roll(_count(samples.view(f"u{samples.dtype.itemsize}"), len(grey_values)), shift))
 
     def percentile(share: float) -> int:
         rank = max(1, math.ceil(share / 100 * samples.size))
         return grey_values[np.searchsorted(totals, rank)]
 
-    table = np.roll(_scale(grey_values, *_limits(percentile, percentiles, whole)), -shift)
+    return percentile
+
+
+def _stretch(samples: np.ndarray, low: Any, high: Any) -> np.ndarray:
+    """HxWxC uint8 of HxWxC of anything."""
+    if samples.dtype.kind == "b":
+        return samples * np.uint8(255)
+    if samples.dtype == np.uint8 and (low, high) == (0, 255):
+        return samples
+    if samples.dtype.kind == "f" or samples.dtype.itemsize > 2:
+        return _scale(samples, low, high)
+    # A table of all grey values beats arithmetic.
+    grey_values, shift = _grey_values(samples.dtype)
+    table = np.roll(_scale(grey_values, low, high), -shift)
+    keys = samples.view(f"u{samples.dtype.itemsize}")
     return cv2.LUT(keys, table).reshape(samples.shape) if len(table) == 256 else np.take(table, keys)
 
 

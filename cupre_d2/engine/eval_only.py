@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from cupre_d2.checkpoint.loading import load_initial_weights
 from cupre_d2.engine.pipeline import select
 from cupre_d2.engine.preflight import check_processes, check_settings, check_tests
-from cupre_d2.engine.results import Metrics, checkout, table, write_json
+from cupre_d2.engine.results import Metrics, checkout, evaluated_thresholds, table, write_json
 from cupre_d2.engine.single_phase import build_network
 from cupre_d2.engine.stage_trainer import test
 from cupre_d2.engine.stages import Stage, load_stages, register_datasets
@@ -50,7 +50,7 @@ def prepare_evaluation(
     given = dict(zip(opts[0::2], opts[1::2], strict=True))
     named = given.get(f"{stage.name}.MODEL.WEIGHTS") or given.get("MODEL.WEIGHTS")
     weights = os.path.expanduser(str(named)) if named else str(stage.final_checkpoint)
-    if not os.path.isfile(weights):
+    if not os.path.exists(weights):
         raise CheckpointError(f"--eval-only: {weights}: no such file; train first or give MODEL.WEIGHTS")
     cfg = stage.cfg.clone()
     cfg.defrost()
@@ -82,7 +82,8 @@ def evaluate(job: Evaluation) -> Metrics:
         )
     metrics = test(cfg, model)
     if comm.is_main_process():
-        found = {"weights": job.weights, "commit": commit, "metrics": metrics}
+        used = evaluated_thresholds(cfg)
+        found = {"weights": job.weights, "commit": commit, "metrics": metrics, "thresholds": used}
         write_json(Path(job.output_dir) / "evaluation.json", found)
         logger.info(f"{job.weights}\n{table(metrics)}")
         logger.info(f"detections and pictures: {cfg.OUTPUT_DIR}")

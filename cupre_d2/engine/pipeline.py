@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 import cupre_d2
 from cupre_d2.checkpoint.loading import read_source
 from cupre_d2.config import default_config, flatten
-from cupre_d2.engine import distributed, preemption
+from cupre_d2.engine import distributed, packaging, preemption
 from cupre_d2.engine.preflight import check_processes
 from cupre_d2.engine.progress import PipelinePace, PipelineProgress
 from cupre_d2.engine.results import Metrics, StageRecord, checkout, table, write_results
@@ -41,6 +41,8 @@ FREE_KEYS = (
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
     "TEST.OVERLAYS",
+    "TEST.TUNING.ENABLED",
+    "TEST.TUNING.IMAGES",
     "VIS_PERIOD",
 )
 
@@ -243,7 +245,7 @@ def check(stages: Sequence[Stage], chosen: Sequence[Stage], restart: bool) -> di
             path = stage.cfg.MODEL[key]
             if not path or path in coming:
                 continue
-            if not os.path.isfile(path):
+            if not os.path.exists(path):
                 maker = next((f"; run stage {one.name} first" for one in stages if str(one.final_checkpoint) == path), "")
                 raise CheckpointError(f"stage {stage.name}: MODEL.{key} {path}: no such file{maker}")
             read_source(path)
@@ -293,7 +295,7 @@ def run(job: Job) -> Metrics:
             pace.title = f"stage {number}/{len(job.stages)} {stage.name}"
             coming = [later for later in job.stages[number:] if later.name in job.steps]
             pace.later = [(later.cfg.TRAINER, job.steps[later.name]) for later in coming]
-            record = _run_stage(stage, pace, commit)
+            record = _run_stage(stage, pace, commit, _starts_from_outside(job.stages, stage))
             # Hooks and trainer refer to each other: without this, the next stage would find the last one's memory in use.
             gc.collect()
         if record:
@@ -301,20 +303,28 @@ def run(job: Job) -> Metrics:
             pace.done += record.iterations
             pace.paces[record.trainer] = record.seconds / max(record.iterations, 1)
     if finished and comm.is_main_process():
-        _report(Path(job.output_dir), finished)
+        _report(Path(job.output_dir), finished, whole=finished[-1][1] is job.stages[-1])
     return finished[-1][0].metrics if finished else {}
 
 
-def _report(output_dir: Path, finished: Sequence[tuple[StageRecord, Stage]]) -> None:
+def _starts_from_outside(stages: Sequence[Stage], stage: Stage) -> bool:
+    """Whether it is the last stage and starts from weights that none of this pipeline's stages made."""
+    return stage is stages[-1] and stage.cfg.MODEL.WEIGHTS not in {str(one.final_checkpoint) for one in stages}
+
+
+def _report(output_dir: Path, finished: Sequence[tuple[StageRecord, Stage]], whole: bool) -> None:
+    """Args: whole: the pipeline's last stage is among those that are finished."""
     records, (_, last) = [record for record, _ in finished], finished[-1]
     write_results(output_dir / "results.json", records, last.cfg)
     seconds = ", ".join(f"{record.name} {record.seconds:.0f} s" for record in records)
     logger.info(f"trained: {seconds}\n{table(records[-1].metrics)}")
     logger.info(f"results: {output_dir / 'results.json'}   pictures: {last.folder / 'overlays'}")
+    if whole:
+        packaging.package(output_dir, [stage for _, stage in finished], records)
     write_report(output_dir)
 
 
-def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:
+def _run_stage(stage: Stage, pace: PipelinePace, commit: str, measure_start: bool = False) -> StageRecord:
     logger.info(f"{pace.title}: {stage.cfg.TRAINER}, output in {stage.folder}")
     if stage.cfg.SEED >= 0:
         seed_all_rng(stage.cfg.SEED + comm.get_rank())
@@ -323,6 +333,8 @@ def _run_stage(stage: Stage, pace: PipelinePace, commit: str) -> StageRecord:
         trainer.resume_or_load()
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_made_by(stage.folder)}") from error
+    if measure_start:
+        packaging.measure_start(trainer)
     trainer.train_stage([PipelineProgress(pace, trainer)])
     with preemption.deferring("leaving after this evaluation"):
         metrics = trainer.test_and_keep_best()

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ DISTRIBUTIONS = ("cupre_d2", "torch", "torchvision", "numpy", "pycocotools", *DE
 ROOT = Path(__file__).parents[2]
 # What decides results, in a checkout.
 CODE = ("cupre_d2", "configs", "tools")
+
+# By meta-architecture, what decides which cells there are.
+THRESHOLDS = {
+    "GeneralizedRCNN": ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
+    "SemanticWatershed": tuple(
+        f"MODEL.SEMANTIC_WATERSHED.{name}_THRESHOLD" for name in ("SEED", "BACKGROUND", "RELIEF", "SCORE")
+    ),
+}
 
 Metrics = dict[str, Any]
 
@@ -74,26 +84,28 @@ def broken(file: Path, reason: object) -> ResultsError:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes as `write_whole`. NaN becomes null."""
-    write_text(path, json.dumps(_plain(content), indent=2) + "\n")
+    write_text(path, json.dumps(plain(content), indent=2) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: text as keys, lists for tuples, None for floats that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
 def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> None:
-    """results.json: metrics of the last stage with their units, its config, seconds a stage, versions, command."""
+    """results.json: metrics of the last stage with units and thresholds, its config, seconds a stage, versions, command."""
     write_json(
         path,
         {
             "metrics": records[-1].metrics,
             "units": tasks(cfg),
+            "thresholds": evaluated_thresholds(cfg),
             "stages": [asdict(record) for record in records],
             "seconds": sum(record.seconds for record in records),
             "command": sys.argv,
@@ -102,6 +114,17 @@ def write_results(path: Path, records: Sequence[StageRecord], cfg: CfgNode) -> N
             "config": cfg,
         },
     )
+
+
+def thresholds(cfg: CfgNode) -> dict[str, float]:
+    """Those that decide which cells the config's network predicts, by key; none for networks of other kinds."""
+    return {key: reduce(getitem, key.split("."), cfg) for key in THRESHOLDS.get(cfg.MODEL.META_ARCHITECTURE, ())}
+
+
+def evaluated_thresholds(cfg: CfgNode) -> dict[str, float]:
+    """Those that an evaluation under the config uses."""
+    labels = {"TEST.LABELS.SCORE_THRESHOLD": cfg.TEST.LABELS.SCORE_THRESHOLD}
+    return {**thresholds(cfg), **(labels if "labels" in cfg.TEST.EVALUATORS else {})}
 
 
 def _device(cfg: CfgNode) -> str:

@@ -20,7 +20,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from cupre_d2.checkpoint.checkpointer import CellCheckpointer
-from cupre_d2.checkpoint.loading import load_initial_weights
+from cupre_d2.checkpoint.loading import LoadReport, load_initial_weights
 from cupre_d2.data.loaders import build_test_loader
 from cupre_d2.engine import preemption
 from cupre_d2.engine.distributed import share_buffers
@@ -77,6 +77,7 @@ class StageTrainer(TrainerBase):
         phases: by name; each has an optimizer and a schedule of its own.
         clock: counts the seconds of training over all restarts.
         seed: of all random numbers of the stage, SEED or, where that is negative, one that is drawn.
+        loaded: what became of MODEL.WEIGHTS; None where training goes on, or starts from none.
         best: mask AP of `model_best.pth`, percent, of the evaluations that TEST.EVAL_PERIOD asks for.
 
     A step's random numbers follow from the seed, the iteration and the process, so that a run that was stopped goes on
@@ -94,6 +95,7 @@ class StageTrainer(TrainerBase):
         self.clock = StageClock()
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.best = -math.inf if cfg.TEST.BEST.HIGHER else math.inf
+        self.loaded: LoadReport | None = None
         self._running: tuple[str, int] | None = None
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         if cfg.TEST.PRECISE_BN.ENABLED:
@@ -148,7 +150,7 @@ class StageTrainer(TrainerBase):
             self.start_iter = self.iter + 1
         else:
             if self.cfg.MODEL.WEIGHTS:
-                load_initial_weights(self.model, self.cfg.MODEL.WEIGHTS)
+                self.loaded = load_initial_weights(self.model, self.cfg.MODEL.WEIGHTS)
             if self.cfg.MODEL.BACKBONE_WEIGHTS:
                 load_initial_weights(self.model, self.cfg.MODEL.BACKBONE_WEIGHTS, only_prefix=BACKBONE_PREFIX)
             self.after_initial_weights()

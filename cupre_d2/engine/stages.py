@@ -103,14 +103,14 @@ def load_stages(config_file: str, opts: Sequence[Any] = ()) -> tuple[str, list[S
         cfg = default_config()
         content = _read_yaml(file)
         folder = _check_pipeline(file, content.pop("PIPELINE", {})).get("FIT")
-        _merge(cfg, content, file)
+        merge(cfg, content, file)
         if folder and (fit := _fitted(Path(file).parent / folder, datasets)):
-            _merge(cfg, _read_yaml(fit), fit)
+            merge(cfg, _read_yaml(fit), fit)
         if stage_files:
-            _merge(cfg, raw, config_file)
-        _merge(cfg, single[name], config_file)
+            merge(cfg, raw, config_file)
+        merge(cfg, single[name], config_file)
         shared_cli = [item for key, value in cli.items() if key not in unshared for item in (key, value)]
-        _merge(cfg, [*shared_cli, *single_cli[name]], "command line")
+        merge(cfg, [*shared_cli, *single_cli[name]], "command line")
         datasets.resolve(name, cfg)
         cfgs.append(cfg)
         unshared = (*CHOICES, "MODEL.WEIGHTS")
@@ -239,8 +239,12 @@ def _split_overrides(source: str, opts: Sequence[Any], names: Sequence[str]) -> 
     return shared, single
 
 
-def _merge(cfg: CfgNode, given: dict[str, Any] | Sequence[Any], source: str) -> None:
-    """Of a YAML file's content, or of a flat list of keys and values."""
+def merge(cfg: CfgNode, given: dict[str, Any] | Sequence[Any], source: str) -> None:
+    """Merges a YAML file's content, or a flat list of keys and values, in place.
+
+    Raises:
+        ConfigError: an unknown key or a value of another type; the message begins with the source.
+    """
     opts = [] if isinstance(given, dict) else list(given)
     try:
         if isinstance(given, dict):

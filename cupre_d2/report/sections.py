@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cupre_d2.checkpoint.packages import FOLDER, read_facts
 from cupre_d2.errors import ConfigError, CupreError
 from cupre_d2.evaluation.build import PERCENT, as_text
 from cupre_d2.evaluation.cell_coco import RESULTS_FILE
@@ -225,6 +226,17 @@ def _with_unit(name: str, unit: str) -> str:
     return f"{name}, {unit}" if unit else name
 
 
+def package(pipeline: PipelineResults) -> Markup | None:
+    """What the model package holds: its thresholds, and of fine-tuning the better model."""
+    folder = pipeline.output_dir / FOLDER
+    if not folder.is_dir():
+        return None
+    facts = read_facts(folder)
+    evaluated = facts["evaluation"]["thresholds"]
+    rows = [(key, evaluated.get(key), value) for key, value in facts["thresholds"].items()]
+    return _fill("package", folder=FOLDER, rows=rows, tuning=facts["tuning"], before=facts["before"])
+
+
 def images(pipeline: PipelineResults) -> Markup | None:
     return _fill("images", datasets=pipeline.datasets, start_level=START_LEVEL, iou=IOU) if pipeline.datasets else None
 
@@ -255,7 +267,7 @@ def rerun(pipeline: PipelineResults) -> Markup:
     return _fill("rerun", command=shlex.join(["python", *results["command"]]), environment=environment)
 
 
-for _make in (metrics, images, recall, training, stages, rerun):
+for _make in (metrics, package, images, recall, training, stages, rerun):
     register_section(_make.__name__, _make)
 
 

@@ -193,10 +193,15 @@ def test_nothing_is_downloaded(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        for load in (lambda p: load_initial_weights(network(), p), CellCheckpointer(network()).load):
-            with pytest.raises(CheckpointError, match="no such checkpoint file"):
-                load(str(path))
+    def load(path: str) -> None:
+        load_initial_weights(network(), path)
+
+    resume = CellCheckpointer(network()).load
+    for path, read in ((tmp_path / "none.pth", load), (tmp_path / "none.pth", resume), (tmp_path, resume)):
+        with pytest.raises(CheckpointError, match="no such checkpoint file"):
+            read(str(path))
+    with pytest.raises(CheckpointError, match="is an empty folder; expected a model package"):
+        load(str(tmp_path))
 
 
 def test_too_little_memory_is_no_broken_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

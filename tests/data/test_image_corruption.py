@@ -17,7 +17,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cupre_d2.data.image_files import image_size, page_count
+from cupre_d2.data.image_files import image_size, page_count, read_headers, read_region
 from cupre_d2.data.images import read_image
 from cupre_d2.errors import DatasetError
 
@@ -109,6 +109,11 @@ def check(file: Path) -> np.ndarray | None:
     size, pages = attempt(image_size, file), attempt(page_count, file)
     assert size is None or (len(size) == 2 and min(size) > 0)
     assert pages is None or pages >= 0
+    header, *_ = attempt(read_headers, file) or [None]
+    if header and header.regions:
+        height, width = (min(length, HEIGHT) for length in header.shape)
+        region = attempt(lambda path: read_region(path, 0, height // 2, 0, height, width), file)
+        assert region is None or region.samples.shape[:2] == (height - height // 2, width)
     image = attempt(lambda path: read_image(path, page=0), file)
     if image is not None:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and size == image.shape[:2]

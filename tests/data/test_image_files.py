@@ -10,7 +10,7 @@ import tifffile
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
 
-from cupre_d2.data.image_files import MAX_BYTES, image_size, page_count, read_raster
+from cupre_d2.data.image_files import MAX_BYTES, image_size, page_count, read_headers, read_raster, read_region
 from cupre_d2.data.images import read_image, read_pixels
 from cupre_d2.errors import DatasetError
 
@@ -27,6 +27,17 @@ def check(file: Path, expected: np.ndarray, page: int | None = None) -> None:
     assert found.dtype == expected.dtype and found.dtype.isnative
     np.testing.assert_array_equal(found, expected)
     assert image_size(file) == expected.shape[:2]
+    headers = read_headers(file)
+    header, raster = headers[page or 0], read_raster(file, page)
+    assert len(headers) == page_count(file)
+    assert (header.shape, header.bits) == (raster.samples.shape[:2], raster.bits)
+    assert header.channels >= raster.samples.shape[2] and header.nbytes >= raster.samples.nbytes
+    if header.regions:
+        top, left, bottom, right = (length // part for part in (3, 2) for length in header.shape)
+        for box in ((top, left, bottom, right), (bottom - 1, 0, *header.shape)):
+            region = read_region(file, page, *box)
+            assert (region.bits, region.alpha) == (raster.bits, raster.alpha)
+            np.testing.assert_array_equal(region.samples, raster.samples[box[0] : box[2], box[1] : box[3]])
 
 
 # ---- TIFF

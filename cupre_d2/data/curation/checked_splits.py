@@ -142,8 +142,8 @@ def _of_own(own: CellDataset) -> CheckedSplit:
     role, reading = _role(own.name), dict(own.reading)
     file = own.annotations or own.labels or own.counts
     # What a record says of its image's page and channels, a COCO JSON cannot.
-    if own.annotations and own.annotations.suffix.lower() != ".csv" and not reading.keys() & {"page", "channels"}:
-        return CheckedSplit(own.name, role, None, own.annotations, own.images, fields=lambda file_name: reading)
+    if own.coco_json and not reading.keys() & {"page", "channels"}:
+        return CheckedSplit(own.name, role, None, own.coco_json, own.images, fields=lambda file_name: reading)
     if file is None and len(own.classes or ()) < 2:
         files = list_images(own.images)
         return CheckedSplit(own.name, role, lambda: [one | reading for one in _unread(files)], None, own.images)

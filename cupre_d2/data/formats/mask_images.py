@@ -33,8 +33,11 @@ def load_label_images(images: Path, labels: Path) -> list[dict[str, Any]]:
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a label image,
             a label image cannot be read, is no 8, 16 or 32-bit grey image, or has another size than its image.
     """
-    pairs = _pairs(images, labels, "label image")
-    return in_threads(lambda stem: masked_record(pairs[stem][0], stem, pairs[stem][1], read_labels(pairs[stem][1])), pairs)
+
+    def record(stem: str, image: Path, label_image: Path) -> dict[str, Any]:
+        return masked_record(image, stem, label_image, read_labels(label_image))
+
+    return in_threads(record, *pair_by_stem(images, labels, "label image", LABEL_SUFFIXES))
 
 
 def load_binary_masks(
@@ -56,13 +59,11 @@ def load_binary_masks(
         DatasetError: a folder is missing or holds no image, two files share a stem, no image has a mask, or a mask
             cannot be read or has another size than its image.
     """
-    pairs = _pairs(images, masks, "mask")
 
-    def record(stem: str) -> dict[str, Any]:
-        image, mask = pairs[stem]
+    def record(stem: str, image: Path, mask: Path) -> dict[str, Any]:
         return _record(image, f"{images.name}/{stem}", mask, read_mask(mask) != inverted, instances)
 
-    return in_threads(record, pairs)
+    return in_threads(record, *pair_by_stem(images, masks, "mask", LABEL_SUFFIXES))
 
 
 def load_binary_stack(image: Path, mask: Path, instances: Instances = "one") -> list[dict[str, Any]]:
@@ -230,6 +231,36 @@ def _annotated_image(folder: Path, image_id: str) -> tuple[dict[str, Any], Count
     record["annotations"] = [annotation for annotation in annotations if annotation]
     empty = len(annotations) - len(record["annotations"])
     return record, Counter({"all": len(files), "no PNG": len(files) - len(annotations), "empty": empty})
+
+
+def pair_by_stem(
+    images: Path, folder: Path, what: str, suffixes: tuple[str, ...]
+) -> tuple[list[str], list[Path], list[Path]]:
+    """Stems, images and files of those that a folder of images and another have both, sorted by the images' names.
+
+    An image without such a file, or the reverse, is left out, counted and logged.
+
+    Args:
+        folder: of the files; or one of them.
+        what: one of them is called.
+        suffixes: they end in.
+
+    Raises:
+        DatasetError: a folder is missing or empty, two files share a stem, or no image has a file.
+    """
+    image_files = _by_stem(list_images(images))
+    files = _by_stem([folder] if folder.is_file() else list_images(folder, suffixes))
+    stems = [stem for stem in image_files if stem in files]
+    if not stems:
+        ends = ", ".join(suffixes)
+        raise DatasetError(f"{folder}: no {what} fits an image of {images}; expected the same stem, ending in {ends}")
+    for place, theirs, others in (
+        (images, image_files, f"images without a {what}"),
+        (folder, files, f"{what}s without an image"),
+    ):
+        if left := theirs.keys() - set(stems):
+            logger.warning("%s: left out %d %s, the first %s", place, len(left), others, min(left))
+    return stems, [image_files[stem] for stem in stems], [files[stem] for stem in stems]
 
 
 def _by_stem(files: list[Path]) -> dict[str, Path]:

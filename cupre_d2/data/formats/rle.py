@@ -26,7 +26,7 @@ def mask_to_annotation(mask: np.ndarray) -> dict[str, Any] | None:
     """Annotation (RLE with str counts, XYWH box in pixels, category 0) of an HxW bool mask; None if it is empty."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     window = slice(top, top + height), slice(left, left + width)
-    return _annotation(mask[window], window, mask.shape) if width else None
+    return window_to_annotation(mask[window], window, mask.shape) if width else None
 
 
 def labels_to_annotations(labels: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -37,11 +37,11 @@ def labels_to_annotations(labels: np.ndarray) -> Iterator[dict[str, Any]]:
     values, consecutive = np.unique(labels, return_inverse=True)
     consecutive = consecutive.reshape(labels.shape) + int(values[0] != 0)
     for value, window in enumerate(ndimage.find_objects(consecutive), start=1):
-        yield _annotation(consecutive[window] == value, window, labels.shape)
+        yield window_to_annotation(consecutive[window] == value, window, labels.shape)
 
 
-def _annotation(crop: np.ndarray, window: tuple[slice, ...], shape: tuple[int, ...]) -> dict[str, Any]:
-    """`crop` is the instance in its window, which is tight."""
+def window_to_annotation(crop: np.ndarray, window: tuple[slice, ...], shape: tuple[int, ...]) -> dict[str, Any]:
+    """As `mask_to_annotation`, of an HxW bool mask of no more than the instance's box, `window`, in an image of `shape`."""
     rows, columns = window
     rle = encode(crop, rows.start, columns.start, *shape)
     return {

@@ -1,9 +1,10 @@
 """Semantic segmentation into background, cell and border by a U-Net, and instances by watershed (paper 003)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -182,14 +183,26 @@ class SemanticWatershed(nn.Module):
             DatasetError: in training, an image without "instances".
             ConfigError: in training, instances without gt_masks.
         """
-        images = self._padded(batched_inputs)
-        logits = self.predictor(self.decoder(images.tensor, self.backbone["bottom_up"](images.tensor)))
         if self.training:
+            logits = self._logits(self._padded(batched_inputs))
             return {"loss_semantic": cross_entropy(logits, self._targets(batched_inputs), ignore_index=IGNORED)}
         return [
-            {"instances": self._instances(image_logits, size, inputs)}
-            for image_logits, size, inputs in zip(logits, images.image_sizes, batched_inputs, strict=True)
+            {"instances": self._instances(probabilities, inputs)}
+            for probabilities, inputs in zip(self.probabilities(batched_inputs), batched_inputs, strict=True)
         ]
+
+    def probabilities(self, batched_inputs: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+        """What the watershed is made of: of each image 3 x H x W float32 of background, cell and border, at its own size.
+
+        Args:
+            batched_inputs: as of `forward`.
+        """
+        images = self._padded(batched_inputs)
+        for logits, (height, width) in zip(self._logits(images), images.image_sizes, strict=True):
+            yield logits[:, :height, :width].float().softmax(0).cpu().numpy()
+
+    def _logits(self, images: ImageList) -> torch.Tensor:
+        return self.predictor(self.decoder(images.tensor, self.backbone["bottom_up"](images.tensor)))
 
     def _padded(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [inputs["image"].to(self.pixel_mean.device) for inputs in batched_inputs]
@@ -208,8 +221,7 @@ class SemanticWatershed(nn.Module):
             targets.append(to_target(labels, self.border, self.border_width))
         return ImageList.from_tensors(targets, self.decoder.stride, IGNORED).tensor
 
-    def _instances(self, logits: torch.Tensor, size: tuple[int, int], inputs: dict[str, Any]) -> Instances:
-        """From the logits, 3 x H x W, of a padded image of this size."""
-        probabilities = logits[:, : size[0], : size[1]].float().softmax(0)
-        cells = segment(probabilities.cpu().numpy(), self.border, self.thresholds)
-        return to_instances(*resize(*cells, inputs.get("height", size[0]), inputs.get("width", size[1])))
+    def _instances(self, probabilities: np.ndarray, inputs: dict[str, Any]) -> Instances:
+        cells = segment(probabilities, self.border, self.thresholds)
+        height, width = probabilities.shape[1:]
+        return to_instances(*resize(*cells, inputs.get("height", height), inputs.get("width", width)))
