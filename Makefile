@@ -13,6 +13,8 @@ setup:
 
 demo: setup
 	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml $(ARGS)
+	$(PY) -W ignore tools/predict.py output/quickstart synthetic_cells_val --output output/quickstart_cells --format overlays,labels,measurements,counts,report
+	@echo "Look at output/quickstart_cells/report.html, and at output/quickstart/report.html of the training."
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadscope $(ARGS)
