@@ -47,7 +47,6 @@ setup(
         "zarr<3.1.6",
         # ImageJ's ROIs.
         "roifile",
-        "pandas",
         "msgspec",
         "pycocotools",
         "shapely",

@@ -76,7 +76,7 @@ def target(name: str) -> Target:
     roles = {role: (f"{name}_{role}",) for role in ROLES if f"{name}_{role}" in DatasetCatalog}
     if not roles:
         by_name = {known.removesuffix("_train") for known in DatasetCatalog.list() if known.endswith("_train")}
-        raise DatasetError(f"target {name!r}: unknown; {closest(name, [*_registered, *by_name])}")
+        raise DatasetError(f"PIPELINE.TARGET {name!r}: no such target; {closest(name, [*_registered, *by_name])}")
     return Target(name, roles)
 
 

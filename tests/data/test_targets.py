@@ -89,7 +89,7 @@ def test_published_sets_learn_from_all_unlabeled_cells() -> None:
     assert target("livecell_a172").roles["train"] == ("livecell_a172_train",)
     assert target("bbbc038").datasets("unlabeled") == ("cells_unlabeled",)
     assert target("bbbc038_types").datasets("val") == ("bbbc038_known_test", "bbbc038_unknown")
-    with pytest.raises(DatasetError, match="target 'livecel': unknown; did you mean livecell"):
+    with pytest.raises(DatasetError, match="PIPELINE.TARGET 'livecel': no such target; did you mean livecell"):
         target("livecel")
 
 

@@ -281,7 +281,7 @@ def test_a_signal_ends_it_after_the_image(images: Path, out: Path, number: int) 
 
 def quietly(images: Path, out: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    outcome, _ = go(images, out, Bright(seconds=0.002))
+    outcome, _ = go(images, out, Bright(seconds=0.02))
     os._exit(outcome.exit_code)
 
 

@@ -69,7 +69,7 @@ def test_plan_run_and_again(dataset_root: Path, slim: list[str], tmp_path: Path)
     ("arguments", "expected"),
     [
         (["--arms", "cupe"], "did you mean cupre"),
-        (["--dataset", "nuclei"], "target 'nuclei': unknown"),
+        (["--dataset", "nuclei"], "PIPELINE.TARGET 'nuclei': no such target"),
         (["--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["--", "SOLVER.LEARNING_RATE", "1"], "SOLVER.LEARNING_RATE"),
         (["--table", "neural_gas", "--arms", "coco"], "--arms: not of this table; expected --algorithms"),

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figure import Figure
-from benchmarks.process import measure, memory
+from benchmarks import Figure, measure, read_memory
 
 CONFIG = "configs/quickstart/finetune_cells_5pct.yaml"
 FOLDER = "output/benchmark_predict"
@@ -281,7 +280,7 @@ def canvas(side: int) -> None:
         for top in range(0, side, length)
         for left in range(0, side, length)
     )
-    measured = {"seconds": seconds / side**2 * 1e6, "cells": len(found[0].table), "true": true, "peak": memory("VmHWM")}
+    measured = {"seconds": seconds / side**2 * 1e6, "cells": len(found[0].table), "true": true, "peak": read_memory("VmHWM")}
     print(json.dumps(measured))
 
 
@@ -300,5 +299,5 @@ def page(side: int) -> None:
         found: list[Any] = []
         took = _seconds(lambda: found.append(segmenter(image)))
         cells = len(found[0].table)
-    measured = {"seconds": took / side**2 * 1e6, "tile": one / tile.size * 1e6, "cells": cells, "peak": memory("VmHWM")}
+    measured = {"seconds": took / side**2 * 1e6, "tile": one / tile.size * 1e6, "cells": cells, "peak": read_memory("VmHWM")}
     print(json.dumps(measured))
