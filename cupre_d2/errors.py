@@ -42,8 +42,10 @@ class TrainingError(CupreError):
 def closest(name: str, known: Iterable[str]) -> str:
     """A clause that offers the names closest to an unknown one, or all, if they are few, when none is close."""
     known = list(dict.fromkeys(known))
-    # Nobody reads a list of hundreds.
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5 if len(known) <= 30 else 0.0)
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if not matches and len(known) > 30:
+        # Nobody reads a list of hundreds.
+        matches = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
     return f"did you mean {' or '.join(matches)}?" if matches else f"known: {', '.join(sorted(known))}"
 
 
